@@ -1,0 +1,118 @@
+"""Rows and their media as tensors: one batch for training, evaluation and generation alike."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from multimodal.prompt import Row
+
+NO_TARGET = -100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """One picture ready for the model: its tiles, or the frozen features that the encoder would make of them."""
+
+    places: Float[Tensor, "m 3"]
+    """Where each feature lies (encoders.ImageEncoder.places)."""
+    tiles: Float[Tensor, "n 3 s s"] | None = None
+    features: Float[Tensor, "m e"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """A row with its pictures, before it is put into a batch."""
+
+    row: Row
+    pictures: tuple[Picture, ...] = ()
+    key: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """B rows, right padded to T tokens, and all their pictures packed one behind the other: no padding among the features."""
+
+    tokens: Int[Tensor, "B T"]
+    lengths: Int[Tensor, "B"]
+    targets: Int[Tensor, "B T"]
+    """The token that follows each token where it is to be learned, -100 elsewhere."""
+    places: Float[Tensor, "P 3"]
+    index: Int[Tensor, "B M"]
+    """Which packed features a row has, -1 where it has none."""
+    sees: Bool[Tensor, "B T M"]
+    tiles: Float[Tensor, "N 3 S S"] | None = None
+    pictures: Int[Tensor, "N"] | None = None
+    """Which picture each tile is of."""
+    features: Float[Tensor, "P E"] | None = None
+    keys: tuple[str, ...] = ()
+    skipped: Counter[str] = field(default_factory=Counter)
+    """Samples left out of this batch, by reason."""
+
+    @property
+    def has_media(self) -> bool:
+        return self.tiles is not None or self.features is not None
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch with every tensor on `device`."""
+        moved = {
+            entry.name: value.to(device, non_blocking=True)
+            for entry in fields(self)
+            if isinstance(value := getattr(self, entry.name), Tensor)
+        }
+        return replace(self, **moved)
+
+
+def collate(items: Sequence[Item], *, pad: int, width: int | None = None) -> Batch:
+    """One batch of `items`; `pad` fills the ends of shorter rows, `width` asks for a fixed number of tokens a row."""
+    if not items:
+        raise ValueError("a batch needs at least one row")
+    rows = [item.row for item in items]
+    T = width or max(len(row.tokens) for row in rows)
+    B = len(rows)
+    tokens = torch.full((B, T), pad, dtype=torch.long)
+    targets = torch.full((B, T), NO_TARGET, dtype=torch.long)
+    M = max((sum(len(picture.places) for picture in item.pictures) for item in items), default=0)
+    index = torch.full((B, M), -1, dtype=torch.long)
+    sees = torch.zeros(B, T, M, dtype=torch.bool)
+    packed = 0
+    for b, item in enumerate(items):
+        row = torch.tensor(item.row.tokens)
+        tokens[b, : len(row)] = row
+        for start, stop in item.row.learned:
+            assert start > 0, "the first token follows nothing and cannot be learned"
+            targets[b, start - 1 : stop - 1] = row[start:stop]
+        m = 0
+        for picture, (start, stop) in zip(item.pictures, item.row.spans, strict=True):
+            size = len(picture.places)
+            index[b, m : m + size] = torch.arange(packed, packed + size)
+            sees[b, start:stop, m : m + size] = True
+            m, packed = m + size, packed + size
+    pictures = [picture for item in items for picture in item.pictures]
+    return Batch(
+        tokens=tokens,
+        lengths=torch.tensor([len(row.tokens) for row in rows]),
+        targets=targets,
+        places=torch.cat([picture.places for picture in pictures]) if pictures else torch.zeros(0, 3),
+        index=index,
+        sees=sees,
+        keys=tuple(item.key for item in items),
+        **_packed_media(pictures),
+    )
+
+
+def _packed_media(pictures: Sequence[Picture]) -> dict[str, Tensor]:
+    """Features where every picture has them, tiles where every picture has those; a mixture is our own mistake."""
+    if not pictures:
+        return {}
+    if all(picture.features is not None for picture in pictures):
+        return {"features": torch.cat([picture.features for picture in pictures if picture.features is not None])}
+    tiles = [picture.tiles for picture in pictures if picture.tiles is not None]
+    assert len(tiles) == len(pictures), "a batch holds tiles or features, not both"
+    owners = torch.arange(len(tiles)).repeat_interleave(torch.tensor([len(one) for one in tiles]))
+    return {"tiles": torch.cat(tiles), "pictures": owners}

@@ -1,0 +1,53 @@
+"""Parts put together: an image adapter and its encoder on a text backbone, fitted to each other's widths."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from adapters import ImageAdapter, ImageAdapterConfig
+from encoders import ImageEncoder, ImageEncoderConfig
+from multimodal.model import MultimodalModel
+from text_backbone import TextBackbone, Tokenizer
+
+
+def with_image(text: TextBackbone, encoder: ImageEncoderConfig, adapter: ImageAdapterConfig) -> MultimodalModel:
+    """`text` with an image encoder and a fresh image adapter; an adapter's widths of 0 are taken from text and encoder.
+
+    ValueError where the adapter's widths are given and are not those of the parts, or where it stands before a block
+    that the text model does not have.
+    """
+    eye = ImageEncoder(encoder)
+    fitted = fit(adapter, text, eye.width)
+    return MultimodalModel(text, {"image": eye}, {"image": ImageAdapter(fitted)})
+
+
+def fit(adapter: ImageAdapterConfig, text: TextBackbone, features: int) -> ImageAdapterConfig:
+    """The adapter's config with every 0 filled in from the text model (its widths and heads) and the encoder."""
+    has = text.config
+    filled = replace(
+        adapter,
+        width=adapter.width or has.width,
+        features=adapter.features or features,
+        heads=adapter.heads or has.heads,
+        kv_heads=adapter.kv_heads or has.kv_heads,
+        head_width=adapter.head_width or has.head_width,
+        feed_forward=adapter.feed_forward or has.feed_forward,
+    )
+    if filled.width != has.width or filled.features != features:
+        raise ValueError(
+            f"the adapter is {filled.width} wide for features of {filled.features}, "
+            f"but the text model is {has.width} wide and the encoder's features have {features}; use 0 to take theirs"
+        )
+    if outside := [block for block in filled.at if not 0 <= block < has.layers]:
+        raise ValueError(f"the adapter stands before blocks {outside}; the text model has blocks 0 .. {has.layers - 1}")
+    return filled
+
+
+@torch.no_grad()
+def start_placeholder(model: MultimodalModel, tokenizer: Tokenizer, word: str = " picture") -> None:
+    """Lets the picture's placeholder begin as the embedding of a word that text models know."""
+    rows = model.text.embed(torch.tensor([tokenizer.encode(word)], device=model.text.model.embed_tokens.weight.device))
+    placeholder = model.adapters["image"].placeholder
+    placeholder.copy_(rows[0].mean(0).to(placeholder))
