@@ -1,4 +1,4 @@
-"""The training loop, crash-safe state, progress, the frozen guarantee. Knows batches and modules; no modality, no recipe."""
+"""The training loop, crash-safe state, progress, the frozen guarantee. Knows modules and batches, but no modality."""
 
 from multimodal.training.config import TrainingConfig
 from multimodal.training.frozen import check_frozen, frozen_digests, frozen_fingerprint

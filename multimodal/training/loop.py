@@ -71,21 +71,21 @@ def train(
     accelerator: Accelerator,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    batches: Iterable[B],
+    batches: Iterable[B | None],
     loss: Callable[[nn.Module, B], tuple[Tensor, int]],
     config: TrainingConfig,
     *,
     start: Position | None = None,
     stop: StopSignal | None = None,
-    stand_in: Callable[[B], B] | None = None,
+    stand_in: Callable[[B | None], B] | None = None,
 ) -> Iterator[Step]:
     """Trains from `start` to `config.steps` and yields after each step; `model` and `optimizer` come from `prepare`.
 
     `batches` are this process' own from `start` on, `config.accumulate` of them a step; each may have `keys` (sample
-    names) and `to(device)`. `loss(model, batch)` gives the *sum* over the batch's targets, and their number. Gradients
-    are summed in float32 over batches and processes and divided once by the number of targets of them all: so one
-    process, two processes and accumulation give the same step up to rounding. What is drawn in a step depends on
-    `config.seed`, the step, and the batch's place in it alone.
+    names) and `to(device)`; None is a batch whose samples were all bad. `loss(model, batch)` gives the *sum* over the
+    batch's targets, and their number. Gradients are summed in float32 over batches and processes and divided once by
+    the number of targets of them all: so one process, two processes and accumulation give the same step up to rounding.
+    What is drawn in a step depends on `config.seed`, the step, and the batch's place in it alone.
 
     A step whose loss or gradient is not finite changes no weight; `config.patience` of them in a row raise
     FloatingPointError with the samples' keys. Under FSDP2 every process must run the same modules: there, `stand_in`
@@ -110,10 +110,10 @@ def train(
             batch = _next(source, index, place, config)
             if shards and stand_in is not None:
                 batch = stand_in(batch)
+            if batch is None:
+                continue
             batch = batch.to(accelerator.device) if hasattr(batch, "to") else batch  # type: ignore[attr-defined]
-            torch.manual_seed(
-                seed_of(config.seed, index, place * accelerator.num_processes + accelerator.process_index)
-            )
+            torch.manual_seed(seed_of(config.seed, index, accelerator.process_index * config.accumulate + place))
             _accumulate(accelerator, model, batch, loss, local, index)
         total = _over_processes(accelerator, local, stop)
         _finish_gradients(accelerator, learning(model), total.targets, shards)
@@ -169,7 +169,7 @@ class _Sums:
     bad: tuple[str, ...] = ()
 
 
-def _next(source: Iterator[B], index: int, place: int, config: TrainingConfig) -> B:
+def _next(source: Iterator[B | None], index: int, place: int, config: TrainingConfig) -> B | None:
     for batch in source:
         return batch
     raise ValueError(

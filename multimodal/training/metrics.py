@@ -6,7 +6,6 @@ import json
 import math
 from pathlib import Path
 from types import TracebackType
-from typing import Self
 
 from multimodal.training.publication import write_text
 
@@ -14,13 +13,13 @@ from multimodal.training.publication import write_text
 class Metrics:
     """`with Metrics(file, after=start.step) as metrics: metrics.write(step=..., loss=...)`.
 
-    Lines of steps after `after` are of a past that was lost with its state, and go; so does a line that a kill has torn.
+    Lines of steps after `after` are of a past that was lost with its state, and go, as does a torn line.
     """
 
     def __init__(self, file: Path, *, after: int = 0) -> None:
         self._file, self._after = file, after
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Metrics:
         self._file.parent.mkdir(parents=True, exist_ok=True)
         if self._file.exists():
             kept = [line for line in self._file.read_text(encoding="utf-8").splitlines() if _step(line) <= self._after]
@@ -33,7 +32,7 @@ class Metrics:
     ) -> None:
         self._stream.close()
 
-    def write(self, *, step: int, **values: float | str) -> None:
+    def write(self, *, step: int, **values: float | int | str | None) -> None:
         """One line, on its way to the disk at once; a value that is not finite becomes null, for JSON has none."""
         finite = {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
@@ -53,6 +52,6 @@ def read_metrics(file: Path) -> list[dict]:
 def _step(line: str) -> float:
     """The step that a line is of; infinity for a line that a kill has torn."""
     try:
-        return json.loads(line)["step"]
+        return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return math.inf

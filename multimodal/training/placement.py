@@ -46,8 +46,8 @@ def prepare(
         raise ValueError(f"mixed_precision is {accelerator.mixed_precision!r}; training knows 'bf16' and 'no'")
     if accelerator.gradient_accumulation_steps != 1:
         raise ValueError(
-            f"gradient_accumulation_steps is {accelerator.gradient_accumulation_steps} in accelerate; leave it at 1 and "
-            "set `accumulate` in the training config, which divides by the targets of all batches together"
+            f"gradient_accumulation_steps is {accelerator.gradient_accumulation_steps} in accelerate; leave it at 1, "
+            "and set `accumulate` in the training config, which divides by the targets of all batches together"
         )
     recompute(model, config.recompute)
     multipliers = open_parameters(model, config.learns)

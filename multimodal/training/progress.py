@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
+from io import TextIOBase
 from types import TracebackType
-from typing import Self, TextIO
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -24,16 +25,22 @@ class LiveProgress:
     """
 
     def __init__(
-        self, steps: int, *, start: int = 0, seconds: float = 20.0, quiet: bool = False, stream: TextIO | None = None
+        self,
+        steps: int,
+        *,
+        start: int = 0,
+        seconds: float = 20.0,
+        quiet: bool = False,
+        stream: TextIOBase | None = None,
     ) -> None:
         self._steps, self._start, self._seconds, self._quiet = steps, start, seconds, quiet
-        self._stream = stream or sys.stderr
+        self._stream: Any = stream or sys.stderr
         self._live: Progress | None = None
         self._loss: float | None = None
         self._speed: float | None = None
         self._began = self._shown = time.monotonic()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> LiveProgress:
         self._began = self._shown = time.monotonic()
         if not self._quiet and self._stream.isatty():
             columns = (

@@ -69,7 +69,7 @@ def publish(folder: Path, write: Callable[[Path], None]) -> None:
             _sync(file)
         _sync(partial)
         if folder.exists():
-            # A folder cannot be renamed onto a full one. After a kill between the renames `sweep` brings the old one back.
+            # A folder cannot be renamed onto a full one. After a kill between the two, `sweep` brings the old one back.
             shutil.rmtree(replaced, ignore_errors=True)
             folder.rename(replaced)
         partial.rename(folder)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
 from types import FrameType, TracebackType
-from typing import Self
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # A launcher passes Ctrl-C on to processes that the terminal has already told: that echo is no second wish.
@@ -23,13 +23,15 @@ class StopSignal:
     def __init__(self) -> None:
         self.received: int | None = None
         self._since = 0.0
+        self._process = 0
         self._before: dict[int, object] = {}
 
     @property
     def asked(self) -> bool:
         return self.received is not None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> StopSignal:
+        self._process = os.getpid()
         for number in _SIGNALS:
             self._before[number] = signal.signal(number, self._remember)
         return self
@@ -43,7 +45,11 @@ class StopSignal:
             sys.exit(128 + self.received)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        if self.received is None:
+        if os.getpid() != self._process:
+            # A loader's worker inherits the handler: Ctrl-C is its parent's affair, anything else ends it.
+            if number != signal.SIGINT:
+                os._exit(128 + number)
+        elif self.received is None:
             self.received, self._since = number, time.monotonic()
         elif number == signal.SIGINT and time.monotonic() - self._since > _ECHO:
             raise KeyboardInterrupt
