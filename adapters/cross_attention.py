@@ -1,0 +1,109 @@
+"""The gated cross-attention block: text looks at what an adapter remembers of media (Llama 3 paper, section 7.2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from adapters.feed_forward import SwiGLU
+
+
+@dataclass(frozen=True)
+class Sight:
+    """Who sees what in one call, worked out once and read by every block. Of tokens that see nothing, nothing may change."""
+
+    sees: Bool[Tensor, "B 1 L M"] | None
+    """Which features each query may look at, L = T * (heads that share a key head); None where every query sees all."""
+
+    seeing: Bool[Tensor, "B T 1"] | None
+    """Tokens that see anything; None where all do."""
+
+
+def sight(sees: Bool[Tensor, "B T M"], sharing: int) -> Sight:
+    """`sharing` heads use each key head; the queries of those become one longer row of queries."""
+    if bool(sees.all()):
+        return Sight(None, None)
+    seeing = sees.any(-1, keepdim=True)
+    if bool(seeing.all()):
+        return Sight(_shared(sees, sharing), None)
+    # A token that sees nothing looks at everything instead, and what comes of it is thrown away: a softmax over
+    # nothing would be NaN, and NaN times zero is NaN in the backward pass.
+    return Sight(_shared(sees | ~seeing, sharing), seeing)
+
+
+def _shared(sees: Bool[Tensor, "B T M"], sharing: int) -> Bool[Tensor, "B 1 L M"]:
+    return sees[:, None].expand(-1, sharing, -1, -1).flatten(1, 2)[:, None]
+
+
+class CrossAttention(nn.Module):
+    """Grouped queries of the text to keys and values of the media; q and k are normalised per head, nothing is rotated."""
+
+    def __init__(self, width: int, heads: int, kv_heads: int, head_width: int, eps: float) -> None:
+        super().__init__()
+        if heads % kv_heads:
+            raise ValueError(f"heads ({heads}) must be a multiple of kv_heads ({kv_heads})")
+        self.kv_heads = kv_heads
+        self.head_width = head_width
+        self.q_proj = nn.Linear(width, heads * head_width, bias=False)
+        self.k_proj = nn.Linear(width, kv_heads * head_width, bias=False)
+        self.v_proj = nn.Linear(width, kv_heads * head_width, bias=False)
+        self.o_proj = nn.Linear(heads * head_width, width, bias=False)
+        self.q_norm = nn.RMSNorm(head_width, eps)
+        self.k_norm = nn.RMSNorm(head_width, eps)
+
+    def remember(self, media: Float[Tensor, "N D"]) -> tuple[Float[Tensor, "N H K"], Float[Tensor, "N H K"]]:
+        """Keys and values of projected features."""
+        k = self.k_proj(media).unflatten(-1, (self.kv_heads, self.head_width))
+        v = self.v_proj(media).unflatten(-1, (self.kv_heads, self.head_width))
+        return _normed(self.k_norm, k).to(v.dtype), v
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T D"],
+        keys: Float[Tensor, "B H M K"],
+        values: Float[Tensor, "B H M K"],
+        sight: Sight,
+    ) -> Float[Tensor, "B T D"]:
+        B, T, _ = x.shape
+        q = _normed(self.q_norm, self.q_proj(x).unflatten(-1, (-1, self.head_width))).to(values.dtype)
+        # Cross-attention has no order: the queries that share a key head stand behind one another, nothing is repeated.
+        q = q.transpose(1, 2).reshape(B, self.kv_heads, -1, self.head_width)
+        out = F.scaled_dot_product_attention(q, keys, values, attn_mask=sight.sees)
+        return self.o_proj(out.reshape(B, -1, T, self.head_width).transpose(1, 2).flatten(2))
+
+
+class CrossAttentionBlock(nn.Module):
+    """Attention to media, then a feed-forward, each entering by the tanh of a scalar gate; gates of zero change nothing."""
+
+    def __init__(
+        self, *, width: int, heads: int, kv_heads: int, head_width: int, feed_forward: int, gate: float, eps: float
+    ) -> None:
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(width, eps)
+        self.attention = CrossAttention(width, heads, kv_heads, head_width, eps)
+        self.attention_gate = nn.Parameter(torch.tensor(gate))
+        self.feed_forward_norm = nn.RMSNorm(width, eps)
+        self.feed_forward = SwiGLU(width, feed_forward)
+        self.feed_forward_gate = nn.Parameter(torch.tensor(gate))
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T D"],
+        keys: Float[Tensor, "B H M K"],
+        values: Float[Tensor, "B H M K"],
+        sight: Sight,
+    ) -> Float[Tensor, "B T D"]:
+        """The residual stream after the block; where a token sees nothing it is bit for bit what it was."""
+        attended = self.attention(_normed(self.attention_norm, x), keys, values, sight)
+        y = x + (self.attention_gate.tanh() * attended).to(x.dtype)
+        y = y + (self.feed_forward_gate.tanh() * self.feed_forward(_normed(self.feed_forward_norm, y))).to(x.dtype)
+        return y if sight.seeing is None else torch.where(sight.seeing, y, x)
+
+
+def _normed(norm: nn.RMSNorm, x: Tensor) -> Tensor:
+    """The norm in the adapter's own precision, which may be finer than the text model's."""
+    return norm(x.to(norm.weight.dtype))

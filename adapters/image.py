@@ -1,0 +1,159 @@
+"""How pictures enter the text model: projected features, remembered once, read by cross-attention between its blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from adapters.cross_attention import CrossAttentionBlock, Sight, sight
+from adapters.memory import Memory
+from adapters.places import FourierPlaces
+
+Enter = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageAdapterConfig:
+    """How pictures enter the text model."""
+
+    width: int
+    """Width of the text model's residual stream."""
+
+    features: int
+    """Width of an image feature."""
+
+    at: tuple[int, ...]
+    """The text blocks that a cross-attention block stands before."""
+
+    heads: int
+    kv_heads: int
+    head_width: int
+
+    feed_forward: int
+    """Hidden width of the blocks' feed-forward."""
+
+    gate: float = 0.0
+    """What the gates start at; at 0 a new adapter changes nothing, and only the gates have a gradient."""
+
+    projector_norm: bool = False
+    """LayerNorm on the features before they are projected."""
+
+    projector_hidden: int = 0
+    """Hidden width of a projector of two layers; 0 for a single linear one, as in the paper's release."""
+
+    positions: Literal["fourier", "none"] = "none"
+    """Whether features are told where they lie: needed where the vision model does not say so itself."""
+
+    dropout: float = 0.0
+    """Share of the projected features' numbers that are dropped in training."""
+
+    noise: float = 0.0
+    """Deviation of the Gaussian noise put on (normed) features in training."""
+
+    norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if list(self.at) != sorted(set(self.at)) or not self.at or self.at[0] < 0:
+            raise ValueError(f"at {self.at} must be block numbers in rising order, each once")
+        if self.heads % self.kv_heads:
+            raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
+
+
+class ImageAdapter(nn.Module):
+    """Gated cross-attention before some of the text model's blocks, and the projector of the features they read."""
+
+    recompute: bool = False
+    """Whether blocks are computed again in the backward pass instead of being kept (gradient checkpointing)."""
+
+    def __init__(self, config: ImageAdapterConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.projector = Projector(config)
+        self.places = FourierPlaces(config.width) if config.positions == "fourier" else None
+        self.blocks = nn.ModuleList(
+            CrossAttentionBlock(
+                width=config.width,
+                heads=config.heads,
+                kv_heads=config.kv_heads,
+                head_width=config.head_width,
+                feed_forward=config.feed_forward,
+                gate=config.gate,
+                eps=config.norm_eps,
+            )
+            for _ in config.at
+        )
+        self.placeholder = nn.Parameter(torch.randn(config.width) * 0.02)
+        """Stands in the text where a picture does (Llama 3.2: an extra row of the embedding)."""
+
+    def remember(self, features: Float[Tensor, "N E"], places: Float[Tensor, "N 3"] | None) -> Memory:
+        """Keys and values of packed features for every block: once a picture, however many tokens look at it.
+
+        `places` (encoders.ImageEncoder.places) are needed where the config's positions are "fourier", else ignored.
+        """
+        media = self.projector(features)
+        if self.places is not None:
+            if places is None:
+                raise ValueError("the adapter's positions are 'fourier': it needs the places of the features")
+            media = media + self.places(places)
+        keys, values = zip(*(block.attention.remember(media) for block in self.blocks), strict=True)
+        return Memory(keys, values)
+
+    def before(self, memory: Memory, sees: Bool[Tensor, "B T M"]) -> dict[int, tuple[Enter, ...]]:
+        """Functions of the residual stream [B, T, D] for TextBackbone's `before`; sees[b, t, m]: token t looks at feature m.
+
+        `memory` is one put into a batch (Memory.take). Rows that see nothing are not computed, and where no row sees
+        anything there are no functions. Tokens that see nothing come out bit for bit as they went in.
+        """
+        looking = sees.any(-1).any(-1)
+        if not bool(looking.any()):
+            return {}
+        sharing = self.config.heads // self.config.kv_heads
+        if bool(looking.all()):
+            rows, who = None, sight(sees, sharing)
+        else:
+            rows = looking.nonzero()[:, 0]
+            who = sight(sees[rows], sharing)
+            memory = Memory(tuple(one[rows] for one in memory.keys), tuple(one[rows] for one in memory.values))
+        return {
+            at: (partial(self._enter, block, keys, values, who, rows),)
+            for at, block, keys, values in zip(self.config.at, self.blocks, memory.keys, memory.values, strict=True)
+        }
+
+    def _enter(
+        self, block: nn.Module, keys: Tensor, values: Tensor, who: Sight, rows: Tensor | None, x: Float[Tensor, "B T D"]
+    ) -> Float[Tensor, "B T D"]:
+        looking = x if rows is None else x[rows]
+        if self.recompute and torch.is_grad_enabled():
+            y = checkpoint(block, looking, keys, values, who, use_reentrant=False)
+        else:
+            y = block(looking, keys, values, who)
+        return y if rows is None else x.index_copy(0, rows, y)
+
+
+class Projector(nn.Module):
+    """Image features to the text model's width: a linear layer, with a norm before it or a hidden layer where asked for."""
+
+    def __init__(self, config: ImageAdapterConfig) -> None:
+        super().__init__()
+        self.noise = config.noise
+        self.norm = nn.LayerNorm(config.features) if config.projector_norm else None
+        self.hidden = nn.Linear(config.features, config.projector_hidden) if config.projector_hidden else None
+        self.out = nn.Linear(config.projector_hidden or config.features, config.width)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, features: Float[Tensor, "N E"]) -> Float[Tensor, "N D"]:
+        x = features.to(self.out.weight.dtype)
+        if self.norm is not None:
+            x = self.norm(x)
+        if self.training and self.noise:
+            x = x + self.noise * torch.randn_like(x)
+        if self.hidden is not None:
+            x = nn.functional.gelu(self.hidden(x))
+        return self.dropout(self.out(x))
