@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -18,6 +18,7 @@ ItemT = TypeVar("ItemT")
 BatchT = TypeVar("BatchT")
 
 
+@runtime_checkable
 class Source(Protocol):
     """Examples by number: ShardExamples, or anything like it that can be sent to a worker."""
 
@@ -104,7 +105,7 @@ class Loader(Generic[ItemT, BatchT]):
             # The loader draws a base seed for its workers; the global generator belongs to the training.
             generator=torch.Generator().manual_seed(0),
         )
-        for made in loader:
+        for made in _watched(loader, config):
             skipped: Counter[str] = Counter()
             for reason, detail in made.outcomes:
                 self.tolerance.count(reason, detail)
@@ -149,6 +150,24 @@ class _Maker(Dataset):
                 outcomes.append((error.reason, error.detail))
         batch = self._collate(items) if items else None
         return [_Made(batch, range(positions[0], positions[-1] + 1), tuple(outcomes))]
+
+
+def _watched(loader: DataLoader, config: LoaderConfig) -> Iterator[_Made]:
+    """The loader's batches; what torch says about a lost worker in our own words."""
+    batches = iter(loader)
+    while True:
+        try:
+            made = next(batches)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader "):
+                raise
+            raise RuntimeError(
+                f"a data worker died or gave nothing for {config.timeout:.0f} seconds ({error}); it is often memory: "
+                "try fewer workers, or none to see an error of its own"
+            ) from error
+        yield made
 
 
 class _Ranges:

@@ -104,7 +104,7 @@ def read_picture(data: bytes, key: str = "") -> PIL.Image.Image:
     try:
         return read_image(data)
     except ValueError as error:
-        reason = "too_large" if re.search(r"too large|pixels", str(error)) else "image_decode"
+        reason = "too_large" if "is too large" in str(error) else "image_decode"
         raise BadSample(reason, f"{key}: {error}" if key else str(error)) from error
 
 
@@ -164,7 +164,7 @@ def _message(key: str, message: Any, pictures: Mapping[str, bytes], shown: list[
             parts.append(checked_text(part.get("text"), f"a text part of {key}"))
         elif kind == "image":
             name = part.get("image", list(pictures)[len(shown)] if len(shown) < len(pictures) else None)
-            if name not in pictures:
+            if not isinstance(name, str) or name not in pictures:
                 raise BadSample("image_count", f"{key}: a message shows {name!r}, the sample has {sorted(pictures)}")
             shown.append(name)
             parts.append(Image(pictures[name]))

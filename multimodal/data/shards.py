@@ -154,7 +154,7 @@ def write_shard(path: Path, samples: Iterable[Mapping[str, bytes | str]], **extr
     with atomic(path) as partial:
         with partial.open("wb") as file, TarWriter(file, encoder=False, mtime=0.0) as tar:
             for sample in samples:
-                tar.write(dict(sample))
+                tar.write({name: _bytes(name, value) for name, value in sample.items()})
                 count += 1
         # Read back before it gets its name: what readers would refuse is never published.
         members = scan(partial)
@@ -162,6 +162,10 @@ def write_shard(path: Path, samples: Iterable[Mapping[str, bytes | str]], **extr
         index_path(path).unlink(missing_ok=True)
     store_index(path, members, extra)
     return count
+
+
+def _bytes(name: str, value: bytes | str) -> bytes | str:
+    return value.encode() if isinstance(value, str) and not name.startswith("__") else value
 
 
 def _braces(pattern: str) -> list[str]:

@@ -145,6 +145,7 @@ def scan(path: Path) -> list[list]:
             ) from error
     if not members:
         raise BadShard(f"{path} holds no samples")
+    _build(path, members)
     return members
 
 
