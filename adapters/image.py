@@ -23,20 +23,21 @@ Enter = Callable[[Tensor], Tensor]
 class ImageAdapterConfig:
     """How pictures enter the text model."""
 
-    width: int
-    """Width of the text model's residual stream."""
-
-    features: int
-    """Width of an image feature."""
-
     at: tuple[int, ...]
     """The text blocks that a cross-attention block stands before."""
 
-    heads: int
-    kv_heads: int
-    head_width: int
+    width: int = 0
+    """Width of the text model's residual stream. This and the next five may be left at 0 until the adapter is composed
+    with a text model and an encoder: each is then as theirs."""
 
-    feed_forward: int
+    features: int = 0
+    """Width of an image feature."""
+
+    heads: int = 0
+    kv_heads: int = 0
+    head_width: int = 0
+
+    feed_forward: int = 0
     """Hidden width of the blocks' feed-forward."""
 
     gate: float = 0.0
@@ -62,7 +63,7 @@ class ImageAdapterConfig:
     def __post_init__(self) -> None:
         if list(self.at) != sorted(set(self.at)) or not self.at or self.at[0] < 0:
             raise ValueError(f"at {self.at} must be block numbers in rising order, each once")
-        if self.heads % self.kv_heads:
+        if self.kv_heads and self.heads % self.kv_heads:
             raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
 
 
@@ -74,6 +75,8 @@ class ImageAdapter(nn.Module):
 
     def __init__(self, config: ImageAdapterConfig) -> None:
         super().__init__()
+        if not all((config.width, config.features, config.heads, config.kv_heads, config.head_width, config.feed_forward)):
+            raise ValueError(f"an adapter is built with all its widths and heads known, got {config}")
         self.config = config
         self.projector = Projector(config)
         self.places = FourierPlaces(config.width) if config.positions == "fourier" else None
