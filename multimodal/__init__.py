@@ -12,7 +12,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Assistant", "Chat", "Image", "MultimodalModel", "load"]
 
-_HOMES = {"Assistant": "assistant", "Chat": "assistant", "Image": "modality", "MultimodalModel": "model", "load": "assistant"}
+_HOMES = {
+    "Assistant": "assistant",
+    "Chat": "assistant",
+    "Image": "modality",
+    "MultimodalModel": "model",
+    "load": "assistant",
+}
 
 
 def __getattr__(name: str) -> Any:

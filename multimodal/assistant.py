@@ -35,7 +35,9 @@ class Assistant:
         """The model's answer; greedy unless `sampling` says otherwise, at most `max_new` tokens."""
         return self.batch([prompt], raw=raw, max_new=max_new, sampling=sampling)[0]
 
-    def stream(self, prompt: Prompt, *, raw: bool = False, max_new: int = 128, sampling: Sampling | None = None) -> Iterator[str]:
+    def stream(
+        self, prompt: Prompt, *, raw: bool = False, max_new: int = 128, sampling: Sampling | None = None
+    ) -> Iterator[str]:
         """The answer piece by piece, as it is made."""
         return self._stream(self._row(prompt, raw), max_new, sampling)
 
@@ -148,7 +150,9 @@ def load(
     folder = Path(source)
     if (folder / PARTS).is_file():
         if adapters:
-            raise ValueError(f"{folder} is a run; to add adapters, load its backbone: load({read_parts(folder).text!r}, adapters=[...])")
+            raise ValueError(
+                f"{folder} is a run; to add adapters, load its backbone: load({read_parts(folder).text!r}, adapters=[...])"
+            )
         runs, origin = [folder], read_parts(folder).text
     else:
         runs, origin = [Path(run) for run in adapters], str(source)

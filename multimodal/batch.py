@@ -116,3 +116,31 @@ def _packed_media(pictures: Sequence[Picture]) -> dict[str, Tensor]:
     assert len(tiles) == len(pictures), "a batch holds tiles or features, not both"
     owners = torch.arange(len(tiles)).repeat_interleave(torch.tensor([len(one) for one in tiles]))
     return {"tiles": torch.cat(tiles), "pictures": owners}
+
+
+def stand_in(batch: Batch | None, *, tile: tuple[int, int, int], places: Float[Tensor, "m 3"]) -> Batch:
+    """A batch that has media: `batch` itself, or with one blank picture that no token sees.
+
+    Sharded training (FSDP2) wants every process to run the same modules, whatever its samples hold.
+    """
+    if batch is None:
+        batch = Batch(
+            tokens=torch.zeros(1, 1, dtype=torch.long),
+            lengths=torch.ones(1, dtype=torch.long),
+            targets=torch.full((1, 1), NO_TARGET),
+            places=torch.zeros(0, 3),
+            index=torch.zeros(1, 0, dtype=torch.long),
+            sees=torch.zeros(1, 1, 0, dtype=torch.bool),
+        )
+    if batch.has_media:
+        return batch
+    B, T = batch.tokens.shape
+    M = len(places)
+    return replace(
+        batch,
+        tiles=torch.zeros(1, *tile),
+        pictures=torch.zeros(1, dtype=torch.long),
+        places=places,
+        index=torch.arange(M).expand(B, M).clone(),
+        sees=torch.zeros(B, T, M, dtype=torch.bool),
+    )

@@ -128,7 +128,9 @@ def _load(part: nn.Module, file: Path, *, partial: bool) -> None:
     wrong = [name for name, tensor in tensors.items() if name not in known or known[name].shape != tensor.shape]
     missing = [] if partial else [name for name in known if name not in tensors]
     if wrong or missing:
-        raise ValueError(f"{file} does not fit the model: unknown or of another shape {wrong[:3]}, missing {missing[:3]}")
+        raise ValueError(
+            f"{file} does not fit the model: unknown or of another shape {wrong[:3]}, missing {missing[:3]}"
+        )
     part.load_state_dict(tensors, strict=False)
 
 

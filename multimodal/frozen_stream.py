@@ -22,9 +22,13 @@ class FrozenStream:
 
     def __init__(self, model: MultimodalModel, *, capacity: int = 2**30) -> None:
         learned = [name for name, weight in model.text.named_parameters() if weight.requires_grad]
-        learned += [f"adapters.{name}.placeholder" for name, part in model.adapters.items() if part.placeholder.requires_grad]
+        learned += [
+            f"adapters.{name}.placeholder" for name, part in model.adapters.items() if part.placeholder.requires_grad
+        ]
         if learned:
-            raise ValueError(f"the stream below the adapters is not frozen: {learned[:3]} learn; turn the stream's cache off")
+            raise ValueError(
+                f"the stream below the adapters is not frozen: {learned[:3]} learn; turn the stream's cache off"
+            )
         self._model = model
         self._rows: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()
         self._capacity = capacity

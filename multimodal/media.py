@@ -45,10 +45,13 @@ class PictureReader:
 def encode_picture(model: MultimodalModel, image: Image) -> Picture:
     """The features of one picture and their places."""
     if "image" not in model.encoders:
-        raise ValueError("the prompt holds a picture, but the model has no image encoder; load it with an image adapter")
+        raise ValueError(
+            "the prompt holds a picture, but the model has no image encoder; load it with an image adapter"
+        )
     encoder = model.encoders["image"]
     assert isinstance(encoder, ImageEncoder)
     tiles = to_tiles(image.open(), encoder.preprocess)
     pixels = tiles.pixels.to(device_of(model))
     owners = torch.zeros(len(pixels), dtype=torch.long, device=pixels.device)
-    return Picture(places=encoder.places(tiles.grid), features=encoder(pixels, owners).flatten(0, 1))
+    places = encoder.places(tiles.grid)
+    return Picture(places=places, features=encoder(pixels, owners, places.to(pixels.device)).flatten(0, 1))

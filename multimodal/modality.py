@@ -43,4 +43,6 @@ def as_part(part: Any) -> str | Image:
     """One part of a prompt: text or a medium; anything else is a ValueError that says what to write instead."""
     if isinstance(part, str | Image):
         return part
-    raise ValueError(f"a prompt holds str and Image parts, not {type(part).__name__}; write Image(...) around a picture")
+    raise ValueError(
+        f"a prompt holds str and Image parts, not {type(part).__name__}; write Image(...) around a picture"
+    )

@@ -18,7 +18,9 @@ from text_backbone.model import Before, Embeds
 class MultimodalModel(nn.Module):
     """`text`, `encoders.<modality>` and `adapters.<modality>`: the parts know nothing of each other, only tensors cross."""
 
-    def __init__(self, text: TextBackbone, encoders: Mapping[str, nn.Module], adapters: Mapping[str, nn.Module]) -> None:
+    def __init__(
+        self, text: TextBackbone, encoders: Mapping[str, nn.Module], adapters: Mapping[str, nn.Module]
+    ) -> None:
         super().__init__()
         self.text = text
         self.encoders = nn.ModuleDict(encoders)
@@ -41,7 +43,9 @@ class MultimodalModel(nn.Module):
     @property
     def first_block(self) -> int:
         """The lowest text block that an adapter stands before: the stream below it is the text model's alone."""
-        return min((at for adapter in self.adapters.values() for at in adapter.config.at), default=self.text.config.layers)
+        return min(
+            (at for adapter in self.adapters.values() for at in adapter.config.at), default=self.text.config.layers
+        )
 
     def remember(self, batch: Batch) -> Memory | None:
         """What the adapter keeps of the batch's pictures (keys and values), once per picture; None where there are none."""
@@ -55,7 +59,7 @@ class MultimodalModel(nn.Module):
         if batch.features is not None:
             return batch.features
         assert batch.tiles is not None and batch.pictures is not None
-        return self.encoders["image"](batch.tiles, batch.pictures).flatten(0, 1)
+        return self.encoders["image"](batch.tiles, batch.pictures, batch.places).flatten(0, 1)
 
     def before(self, memory: Memory | None, sees: Bool[Tensor, "B T M"]) -> Before:
         """The functions that run ahead of text blocks; none for a batch without media: the text model as it was."""
@@ -72,7 +76,9 @@ class MultimodalModel(nn.Module):
 
     def _adapter(self) -> ImageAdapter:
         if "image" not in self.adapters:
-            raise ValueError(f"the prompt holds a picture, but the model's adapters are {sorted(self.adapters)}, not 'image'")
+            raise ValueError(
+                f"the prompt holds a picture, but the model's adapters are {sorted(self.adapters)}, not 'image'"
+            )
         return self.adapters["image"]  # type: ignore[return-value]
 
 

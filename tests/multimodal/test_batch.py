@@ -45,7 +45,9 @@ def test_features_are_packed_and_every_row_finds_its_own() -> None:
 
 
 def test_padding_sees_nothing_and_is_never_a_target() -> None:
-    batch = collate([item([Image("a"), "x"], (picture(1, 1.0),), answer="y"), item(["a longer row than the other"])], pad=1)
+    batch = collate(
+        [item([Image("a"), "x"], (picture(1, 1.0),), answer="y"), item(["a longer row than the other"])], pad=1
+    )
     length = int(batch.lengths[0])
     assert not batch.sees[0, length:].any()
     assert (batch.targets[0, length - 1 :] == NO_TARGET).all()

@@ -1,0 +1,142 @@
+"""Captioned pictures on their way into training: shards, their mixture, the features' cache, the loader."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import PIL.Image
+import torch
+
+from encoders import ImageEncoder
+from encoders.pixels import Tiles, to_tiles
+from multimodal.batch import Batch, Item, collate
+from multimodal.data.feature_cache import FeatureCache, Features, Filled, View, fill_cache
+from multimodal.data.loader import Loader, LoaderConfig
+from multimodal.data.order import Mixture, Turns
+from multimodal.data.prepare import Prepare
+from multimodal.data.sample import ShardExamples, read_picture
+from multimodal.data.tolerance import BadSample
+from multimodal.fingerprint import fingerprint
+from multimodal.prompt import PromptReader
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureData:
+    """Which pictures a run learns from, and how they are read."""
+
+    train: tuple[str, ...]
+    """WebDataset shards: paths, folders, globs or `shard-{000..009}.tar`, one entry a source."""
+    weights: tuple[float, ...] = ()
+    """Share of each source in a batch; none: all sources are one."""
+    batch: int = 48
+    """Rows of one optimizer step, over all processes."""
+    cache: str = ""
+    """Folder for the frozen encoder's features; empty: pictures are encoded every time they come."""
+    views: int = 1
+    """Views of each picture in the cache: the picture and views - 1 augmentations."""
+    caption_prompt: str = "Image caption:"
+    """The words between a picture and its caption."""
+    longest: int = 512
+    """Longest row in tokens."""
+    seed: int = 0
+    """Of the data's order."""
+    reading: LoaderConfig = field(default_factory=LoaderConfig)
+
+
+def sources(data: PictureData) -> list[ShardExamples]:
+    """The shards of each source; ValueError for none, BadShard for one that is missing or damaged."""
+    if not data.train:
+        raise ValueError(
+            "no training shards are named; give --data.train a path, or make shards with recipes/prepare_shards.py"
+        )
+    return [ShardExamples(pattern) for pattern in data.train]
+
+
+def picture_loader(
+    data: PictureData,
+    examples: Sequence[ShardExamples],
+    reader: PromptReader,
+    encoder: ImageEncoder,
+    *,
+    pad: int,
+    accumulate: int = 1,
+    rank: int = 0,
+    ranks: int = 1,
+) -> Loader[Item, Batch]:
+    """Batches of this process, in an order that depends on `data` alone."""
+    cache = open_cache(data, encoder) if data.cache else None
+    prepare = Prepare(
+        reader=reader,
+        preprocess=encoder.preprocess,
+        places=encoder.places,
+        caption_prompt=data.caption_prompt,
+        cache=cache,
+        views=data.views,
+        longest=data.longest,
+    )
+    mixture = Mixture(sources=tuple(tuple(one.sizes) for one in examples), seed=data.seed, weights=data.weights or None)
+    turns = Turns(rows=data.batch, rank=rank, ranks=ranks, micro=accumulate)
+    return Loader(
+        list(examples), mixture, turns, prepare=prepare, collate=partial(collate, pad=pad), config=data.reading
+    )
+
+
+def open_cache(data: PictureData, encoder: ImageEncoder) -> FeatureCache:
+    """The features that this encoder makes of pictures prepared as it wants them."""
+    return FeatureCache(data.cache, encoder=fingerprint(encoder), preprocessing=repr(encoder.preprocess))
+
+
+def fill(
+    data: PictureData,
+    examples: Sequence[ShardExamples],
+    encoder: ImageEncoder,
+    *,
+    augment: Callable[[PIL.Image.Image], PIL.Image.Image],
+    rank: int = 0,
+    ranks: int = 1,
+) -> Iterator[Filled]:
+    """Computes the features that the cache lacks; ValueError for an encoder that learns, whose features would grow old."""
+    if any(weight.requires_grad for weight in encoder.parameters()):
+        raise ValueError("the image encoder learns, so its features cannot be cached; leave --data.cache empty")
+    device = next(encoder.parameters()).device
+    # Chance comes from torch's global generator, which the cache seeds for each view.
+
+    def prepare(view: View) -> Tiles:
+        picture = read_picture(view.data)
+        return to_tiles(augment(picture) if view.number else picture, encoder.preprocess)
+
+    @torch.no_grad()
+    def encode(tiles: Sequence[Tiles]) -> list[Features]:
+        counts = torch.tensor([len(one.pixels) for one in tiles])
+        owners = torch.arange(len(tiles)).repeat_interleave(counts)
+        places = torch.cat([encoder.places(one.grid) for one in tiles])
+        made = encoder(torch.cat([one.pixels for one in tiles]).to(device), owners.to(device), places.to(device))
+        return [
+            Features(rows=rows.flatten(0, 1), grid=one.grid)
+            for rows, one in zip(made.split(counts.tolist()), tiles, strict=True)
+        ]
+
+    pictures = (picture for source in examples for example in _readable(source) for picture in example)
+    yield from fill_cache(
+        data.cache,
+        pictures,
+        encoder=fingerprint(encoder),
+        preprocessing=repr(encoder.preprocess),
+        prepare=prepare,
+        encode=encode,
+        views=data.views,
+        rank=rank,
+        ranks=ranks,
+        max_bad_share=data.reading.max_bad_share,
+    )
+
+
+def _readable(source: ShardExamples) -> Iterator[tuple[bytes, ...]]:
+    """The pictures of each sample that is one; what is wrong with the others is counted where they are learned from."""
+    for index in range(len(source)):
+        try:
+            yield source[index].media
+        except BadSample:
+            continue

@@ -1,0 +1,212 @@
+"""Teaches a frozen text model to see: trains an image adapter (Llama 3 paper, sections 7.1 to 7.3).
+
+    accelerate launch recipes/image_adapter.py                       # the demo's preset, on the demo's kit
+    accelerate launch recipes/image_adapter.py llama3-8b --data.train 'shards/{0000..0999}.tar'
+    accelerate launch recipes/image_adapter.py --resume              # goes on where a killed run stood
+
+Writes into the run's folder: config.json, parts.json, adapters.image.safetensors, metrics.jsonl, training.json, and the
+training's state under state/, from which --resume continues bit for bit.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from adapters import ImageAdapterConfig
+from encoders import ImageEncoder, ImageEncoderConfig
+from multimodal.batch import Batch, stand_in
+from multimodal.checkpoint import Parts, describe, save_parts, save_weights
+from multimodal.command_line import parse
+from multimodal.composition import start_placeholder, with_image
+from multimodal.data.augmentation import augment
+from multimodal.data.pictures import PictureData, fill, picture_loader, sources
+from multimodal.frozen_stream import FrozenStream
+from multimodal.model import MultimodalModel
+from multimodal.prompt import PromptReader
+from multimodal.settings import to_json
+from multimodal.training import (
+    LiveProgress,
+    Metrics,
+    Position,
+    StopSignal,
+    TrainingConfig,
+    check_frozen,
+    check_processes,
+    frozen_digests,
+    learning,
+    load_state,
+    prepare,
+    save_state,
+    token_loss,
+    train,
+)
+from multimodal.training.publication import write_text
+from text_backbone import TextBackbone, load_backbone, load_tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One run of adapter training."""
+
+    text: str = "downloads/models/smollm2-135m-instruct"
+    """The backbone: a folder in Hugging Face's or Meta's layout, or a hub id."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Of the frozen parts, and of what is multiplied while training; what learns is kept in float32."""
+    encoder: ImageEncoderConfig
+    adapter: ImageAdapterConfig
+    data: PictureData
+    training: TrainingConfig
+    out: str = "runs/image_adapter"
+    resume: bool = False
+    """Go on from the newest whole state in the run's folder."""
+    save_every: int = 100
+    """Steps between two states."""
+    stream: float = 1.0
+    """GiB for the text's stream below the first adapter block, remembered for rows that come again; 0 turns it off."""
+    trackers: tuple[str, ...] = ()
+    """accelerate's trackers beside metrics.jsonl: tensorboard, wandb, ..."""
+
+
+_KIT = "downloads/shards"
+_DEMO = Config(
+    encoder=ImageEncoderConfig(name="timm/downloads/models/efficientnet-lite0", pooled=True),
+    adapter=ImageAdapterConfig(
+        at=tuple(range(18, 30)), feed_forward=1536, gate=0.3, projector_norm=True, positions="fourier", noise=0.3
+    ),
+    data=PictureData(train=(f"{_KIT}/train", f"{_KIT}/scenes"), weights=(0.5, 0.5), cache="runs/features", batch=48),
+    training=TrainingConfig(steps=500, learning_rate=2e-3, warm_up=30, weight_decay=0.01),
+)
+PRESETS: dict[str, Config] = {"demo": _DEMO}
+
+
+def build(config: Config, text: TextBackbone | None = None) -> MultimodalModel:
+    """The frozen text model (loaded unless given), the image encoder and a fresh adapter."""
+    if text is None:
+        text = load_backbone(config.text, dtype=getattr(torch, config.dtype))
+    return with_image(text, config.encoder, config.adapter)
+
+
+def main(config: Config) -> None:
+    out, began = Path(config.out), time.monotonic()
+    accelerator = Accelerator(
+        mixed_precision="bf16" if config.dtype == "bfloat16" else "no",
+        log_with=list(config.trackers) or None,
+        project_dir=config.out,
+    )
+    check_processes(accelerator)
+    claim(accelerator, config)
+    examples = sources(config.data)
+    torch.manual_seed(config.training.seed)
+    tokenizer = load_tokenizer(config.text)
+    model = build(config)
+    start_placeholder(model, tokenizer)
+    parts = describe(model, text=config.text, caption_prompt=config.data.caption_prompt)
+    rank, ranks = accelerator.process_index, accelerator.num_processes
+    with (
+        StopSignal() as stop,
+        LiveProgress(config.training.steps, quiet=not accelerator.is_main_process) as progress,
+    ):
+        encoder = model.encoders["image"].to(accelerator.device)
+        assert isinstance(encoder, ImageEncoder)
+        if config.data.cache:
+            for done in fill(config.data, examples, encoder, augment=augment, rank=rank, ranks=ranks):
+                progress.note(f"features: {done.stored} made, {done.found} found, {done.skipped.total()} broken")
+            accelerator.wait_for_everyone()
+        model, optimizer = prepare(accelerator, model, config.training)
+        frozen = frozen_digests(model)
+        identity = {"backbone": parts.text_fingerprint, "config": to_json(begun(config))}
+        start = Position()
+        if config.resume:
+            start = load_state(accelerator, out / "state", model, optimizer, identity=identity)
+        reader = PromptReader(tokenizer=tokenizer, vocabulary=model.text.config.vocabulary)
+        pad, accumulate = model.text.config.pad, config.training.accumulate
+        loader = picture_loader(
+            config.data, examples, reader, encoder, pad=pad, accumulate=accumulate, rank=rank, ranks=ranks
+        )
+        stream = FrozenStream(model, capacity=int(config.stream * 2**30)) if config.stream else None
+        steps = train(
+            accelerator,
+            model,
+            optimizer,
+            (loaded.batch for loaded in loader.batches(start.step * config.data.batch)),
+            partial(loss, stream=stream),
+            config.training,
+            start=start,
+            stop=stop,
+            stand_in=partial(
+                stand_in, tile=(3, encoder.preprocess.size, encoder.preprocess.size), places=encoder.places((1, 1))
+            ),
+        )
+        accelerator.init_trackers("scion")
+        with Metrics(out / "metrics.jsonl", after=start.step) as metrics:
+            for step in steps:
+                progress.show(step)
+                accelerator.log(step.metrics(), step=step.index)
+                if accelerator.is_main_process:
+                    metrics.write(step=step.index, **step.metrics())
+                if step.index % config.save_every == 0 or step.last:
+                    save_state(accelerator, out / "state", model, optimizer, step.position, identity=identity)
+        accelerator.end_training()
+        check_frozen(model, frozen)
+        if accelerator.is_main_process and not stop.asked:
+            seconds = time.monotonic() - began
+            finish(config, model, parts, frozen=len(frozen), steps=config.training.steps, seconds=seconds)
+
+
+def loss(model: MultimodalModel, batch: Batch, stream: FrozenStream | None) -> tuple[torch.Tensor, int]:
+    """The captions' cross-entropy; the text's stream below the adapter comes from memory where it is known."""
+    return token_loss(model, batch, stream=None if stream is None else stream(batch))
+
+
+def begun(config: Config) -> Config:
+    """What of a config must not change between a run's beginning and its resumption: all but where and how it is run."""
+    data = replace(config.data, cache="", reading=type(config.data.reading)())
+    training = replace(config.training, accumulate=1, recompute=False)
+    plain = Config(text="", encoder=config.encoder, adapter=config.adapter, data=data, training=training)
+    return replace(plain, dtype=config.dtype)
+
+
+def claim(accelerator: Accelerator, config: Config) -> None:
+    """Takes the run's folder, before anything heavy is loaded; another run's folder is refused."""
+    out, problem = Path(config.out), ""
+    if accelerator.is_main_process:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            if not config.resume and any((out / name).exists() for name in ("state", "training.json")):
+                problem = f"{out} holds a run already; go on with --resume, choose another --out, or remove it"
+            else:
+                write_text(out / "config.json", to_json(replace(config, resume=False)))
+        except OSError as error:
+            problem = f"{out} cannot be written: {error}; choose another --out"
+    problems = [problem]
+    broadcast_object_list(problems)
+    if problems[0]:
+        raise SystemExit(problems[0])
+
+
+def finish(config: Config, model: MultimodalModel, parts: Parts, *, frozen: int, steps: int, seconds: float) -> None:
+    """Writes the adapter, what it was composed with, and what the run cost and left untouched."""
+    out = Path(config.out)
+    save_weights(out, model)
+    save_parts(out, parts)
+    about = {
+        "steps": steps,
+        "train_seconds": round(seconds, 1),
+        "trained_parameters": sum(weight.numel() for weight in learning(model).values()),
+        "frozen_tensors_unchanged": frozen,
+    }
+    write_text(out / "training.json", json.dumps(about, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main(parse(PRESETS, about=__doc__ or ""))
