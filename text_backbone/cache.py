@@ -51,7 +51,8 @@ class KeyValueCache:
         """The places in use once `new` tokens a row are in; ValueError when they do not fit."""
         if self.longest + new > self.capacity:
             raise ValueError(
-                f"{self.longest} cached and {new} new tokens do not fit a capacity of {self.capacity}; make a larger cache"
+                f"{self.longest} cached and {new} new tokens exceed the cache's capacity ({self.capacity}); "
+                "make a larger cache"
             )
         return self.longest + new
 

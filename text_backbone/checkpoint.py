@@ -31,7 +31,7 @@ def load_backbone(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
 ) -> TextBackbone:
-    """A backbone from a Hugging Face folder, a Meta folder or a hub id, in the files' dtype unless another is asked for.
+    """A backbone from a Hugging Face folder, a Meta folder or a hub id; in the files' dtype unless told otherwise.
 
     Files are memory-mapped: on the CPU and in their own dtype the parameters *are* the files' pages, otherwise tensors
     are converted one at a time. ValueError for what is not the same function as Llama (by the name of the setting), for
@@ -102,6 +102,8 @@ def save_backbone(
         with _aside(folder / name) as path:
             save_file(part, path, metadata={"format": "pt"})
         index |= dict.fromkeys(part, name)
+    # What an earlier save of another size has left would be read in place of the new files.
+    (folder / ("model.safetensors" if len(parts) > 1 else "model.safetensors.index.json")).unlink(missing_ok=True)
     if len(parts) > 1:
         total = sum(weight.nbytes for weight in weights.values())
         text = json.dumps({"metadata": {"total_size": total}, "weight_map": index}, indent=2)
@@ -230,7 +232,7 @@ def _read_safetensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
         if not (folder / name).exists():
             raise ValueError(f"{folder} has no {name}; weights are read from safetensors files only")
         with safe_open(folder / name, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118: not a mapping
+            for key in file.keys():  # noqa: SIM118 (not a mapping)
                 yield key, file.get_tensor(key)
 
 

@@ -44,7 +44,7 @@ def parts(message: Message) -> list[str | Slot]:
     found: list[str | Slot] = []
     for part in content:
         kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind in _MARK:
+        if kind == "image" or kind == "video" or kind == "audio":
             found.append(Slot(kind))
         elif kind == "text" and isinstance(part.get("text"), str):
             # Joined before anything else looks at it: two harmless halves may make one control token.

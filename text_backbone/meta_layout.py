@@ -45,7 +45,7 @@ TABLE: dict[str, Entry | None] = {
     # Follows from the config.
     "rope.freqs": None,
 }
-"""Meta's names -> ours; `{}` is the number of the layer, None means dropped. The way back is this table turned round."""
+"""Meta's names -> ours; `{}` is the layer's number, None means dropped. The way back is this table turned round."""
 
 BACK: dict[str, tuple[str, Entry]] = {entry.ours: (meta, entry) for meta, entry in TABLE.items() if entry is not None}
 

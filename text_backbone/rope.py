@@ -12,7 +12,7 @@ from torch import Tensor
 from text_backbone.config import LlamaConfig, RopeScaling
 
 Rotation = tuple[Tensor, Tensor]
-"""Cosines and signed sines, each [B, T, K] (or [1, T, K] where rows agree), as `turn` takes them."""
+"""Cosines and signed sines, each [B, 1, T, K] (or [1, 1, T, K] where rows agree), as `turn` takes them."""
 
 
 def frequencies(head_width: int, theta: float, scaling: RopeScaling | None) -> Float[Tensor, "half"]:
@@ -43,7 +43,7 @@ def _frequencies_on(
 def rotation(config: LlamaConfig, positions: Int[Tensor, "B T"], dtype: torch.dtype) -> Rotation:
     """Cosines and signed sines for these positions; angles are computed in float32 whatever the dtype."""
     turns = _frequencies_on(config.head_width, config.rope_theta, config.rope_scaling, positions.device)
-    angles = positions[..., None].float() * turns
+    angles = positions[:, None, :, None].float() * turns
     cosine, sine = angles.cos(), angles.sin()
     return torch.cat((cosine, cosine), dim=-1).to(dtype), torch.cat((-sine, sine), dim=-1).to(dtype)
 
@@ -51,4 +51,4 @@ def rotation(config: LlamaConfig, positions: Int[Tensor, "B T"], dtype: torch.dt
 def turn(x: Float[Tensor, "B H T K"], by: Rotation) -> Float[Tensor, "B H T K"]:
     """Queries or keys turned to their positions; pairs are (k, k + K/2), as in Hugging Face's files."""
     cosine, sine = by
-    return torch.addcmul(x * cosine[:, None], x.roll(x.shape[-1] // 2, dims=-1), sine[:, None])
+    return torch.addcmul(x * cosine, x.roll(x.shape[-1] // 2, dims=-1), sine)

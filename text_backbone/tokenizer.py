@@ -6,6 +6,7 @@ import base64
 import binascii
 import json
 import re
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -175,9 +176,19 @@ class HuggingFaceTokenizer(Tokenizer):
         }
         self._pattern = dialog.controls_pattern(tuple(self.controls))
         self._control_ids = frozenset(self.controls.values()) - {found.unk_token_id}
-        # A twin that has never heard of the control tokens, for what users type.
+        # A twin that does not know the control tokens by their names, for what users type. Those that are not in the
+        # model's own vocabulary are renamed to what nobody can type, because the ids of later ones depend on them.
         spec = json.loads(self._full.to_str())
-        spec["added_tokens"] = [token for token in spec["added_tokens"] if token["content"] not in self.controls]
+        own = self._full.get_vocab(with_added_tokens=False)
+        kept = [
+            token
+            for token in spec["added_tokens"]
+            if not (token["content"] in self.controls and token["content"] in own)
+        ]
+        for token in kept:
+            if token["content"] in self.controls:
+                token["content"] = uuid.uuid4().hex
+        spec["added_tokens"] = kept
         spec["post_processor"] = None
         self._plain = tokenizers.Tokenizer.from_str(json.dumps(spec))
         self._native = frozenset({"image"} if "<|image|>" in self.controls and "<|image|>" in template else ())
