@@ -72,7 +72,7 @@ class Filled:
 
 @dataclass(frozen=True)
 class _Opened:
-    parts: list[BFloat16[Tensor, "n E"]]
+    parts: list[BFloat16[Tensor, "_ E"]]
     """Each part's features, mapped."""
     ids: np.ndarray
     """Every identity, sorted, dtype S32."""

@@ -1,4 +1,4 @@
-"""Where every member of a tar shard lies: read once to its very end, so that a damaged one never passes for a short one.
+"""Where every member of a tar shard lies, read once to its very end: a damaged shard never passes for a short one.
 
 tarfile and webdataset stop at the first header they cannot read and call that the end: samples are lost without an
 error. Here a shard counts as whole only if every header's checksum holds and two zero blocks close it. The index is
