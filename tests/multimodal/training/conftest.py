@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from accelerate.state import AcceleratorState
 
 PROGRAM = Path(__file__).with_name("program.py")
 
@@ -68,6 +69,13 @@ class Lives:
         line = self._server.stdout.readline()
         assert line, f"the server of lives has died: {self.errors()}"
         return json.loads(line)
+
+
+@pytest.fixture(autouse=True)
+def _one_accelerator_a_test() -> Iterator[None]:
+    """accelerate keeps its settings for the process; each test may ask for its own."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="session")

@@ -82,8 +82,8 @@ def rows_at(positions: range, *, without_media: bool, poison: tuple[int, ...] = 
         targets = torch.where(torch.rand(5, generator=random) < 0.4, (tokens * 3 + 1) % WORDS, -100)
         samples.append((tokens, targets, torch.randn(5, WIDTH, generator=random)))
     media = torch.stack([sample[2] for sample in samples])
-    if set(poison) & set(positions):
-        media[0, 0, 0] = float("nan")
+    for position in set(poison) & set(positions):
+        media[positions.index(position)] = float("nan")
     return TinyBatch(
         tokens=torch.stack([sample[0] for sample in samples]),
         targets=torch.stack([sample[1] for sample in samples]),
@@ -199,6 +199,7 @@ def serve() -> None:
 
     With "processes": n it forks n ranks of one run.
     """
+    _warm()
     for number, line in enumerate(sys.stdin):
         asked = json.loads(line)
         processes = asked.pop("processes", 1)
@@ -209,6 +210,13 @@ def serve() -> None:
         print(json.dumps(children), flush=True)
         ends = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
         print(json.dumps(ends), flush=True)
+
+
+def _warm() -> None:
+    """The first step of an optimizer imports half of torch; done here, no life has to do it."""
+    weight = nn.Parameter(torch.zeros(1))
+    weight.grad = torch.zeros(1)
+    torch.optim.AdamW([weight], fused=True).step()
 
 
 def _fork(tiny: Tiny, rank: int, processes: int, *, port: int) -> int:

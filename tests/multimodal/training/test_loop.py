@@ -155,7 +155,7 @@ def test_a_gradient_that_is_not_finite_skips_the_step_too(program: ModuleType, a
         gate = model.adapters["image"].gate.sum()  # type: ignore[union-attr, index, operator]
         return total + (gate - gate.detach()).abs().sqrt(), count
 
-    c = config(steps=1)
+    c = config(steps=1, warm_up=0)
     model, optimizer = prepare(accelerator, program.tiny_model(), c)
     before = fingerprint(model)
     (step,) = train(accelerator, model, optimizer, batches(program, 8), loss, c)
@@ -247,9 +247,8 @@ def result(folder: Path) -> dict[str, list[float]]:
     return json.loads((folder / "result.json").read_text())["weights"]
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.2])
-def test_two_processes_are_one_with_twice_the_batches(lives: Any, tmp_path: Path, dropout: float) -> None:
-    tiny = {"steps": 12, "save_every": 50, "dropout": dropout}
+def test_two_processes_are_one_with_twice_the_batches_dropout_included(lives: Any, tmp_path: Path) -> None:
+    tiny = {"steps": 12, "save_every": 50, "dropout": 0.2}
     assert lives.run(folder=tmp_path / "one", accumulate=2, **tiny) == [0]
     assert lives.run(folder=tmp_path / "two", processes=2, **tiny) == [0, 0], lives.errors()
     for name, values in result(tmp_path / "one").items():

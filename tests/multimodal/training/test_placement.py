@@ -23,7 +23,7 @@ def test_a_launcher_with_more_processes_than_accelerate_sees_is_an_error(monkeyp
 
 def test_accumulation_in_accelerate_is_refused_for_it_would_divide_twice(program: ModuleType) -> None:
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=4)
-    with pytest.raises(ValueError, match="gradient_accumulation_steps is 4 in accelerate.*`accumulate`"):
+    with pytest.raises(ValueError, match=r"gradient_accumulation_steps is 4 in accelerate.*`accumulate`"):
         prepare(accelerator, program.tiny_model(), CONFIG)
 
 

@@ -223,7 +223,7 @@ def _wait_for_steps(folder: Path, steps: int) -> None:
 
 
 def test_kills_at_random_instants_change_no_bit_of_the_result(lives: Any, tmp_path: Path) -> None:
-    tiny = {"steps": 60, "save_every": 2}
+    tiny = {"steps": 45, "save_every": 2}
     assert lives.run(folder=tmp_path / "undisturbed", **tiny) == [0]
     assert survive(lives, tmp_path / "undisturbed", tmp_path / "killed", kills=8, seed=1, **tiny)
 
