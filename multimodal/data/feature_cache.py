@@ -272,4 +272,4 @@ def _identity(data: bytes, view: int) -> bytes:
 
 
 def _checksum(rows: Tensor) -> int:
-    return zlib.crc32(rows.view(torch.uint8).numpy())
+    return zlib.crc32(rows.view(torch.uint8).numpy().tobytes())

@@ -9,6 +9,7 @@ from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from multimodal.data.order import Mixture, Turns
 from multimodal.data.sample import Example
@@ -155,19 +156,24 @@ class _Maker(Dataset):
 def _watched(loader: DataLoader, config: LoaderConfig) -> Iterator[_Made]:
     """The loader's batches; what torch says about a lost worker in our own words."""
     batches = iter(loader)
-    while True:
-        try:
-            made = next(batches)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader "):
-                raise
-            raise RuntimeError(
-                f"a data worker died or gave nothing for {config.timeout:.0f} seconds ({error}); it is often memory: "
-                "try fewer workers, or none to see an error of its own"
-            ) from error
-        yield made
+    try:
+        while True:
+            try:
+                made = next(batches)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if not str(error).startswith("DataLoader "):
+                    raise
+                raise RuntimeError(
+                    f"a data worker died or gave nothing for {config.timeout:.0f} seconds ({error}); "
+                    "it is often memory: try fewer workers, or none to see an error of its own"
+                ) from error
+            yield made
+    finally:
+        # Left to the garbage collector after an error, torch waits five seconds for every worker.
+        if isinstance(batches, _MultiProcessingDataLoaderIter):
+            batches._shutdown_workers()
 
 
 class _Ranges:

@@ -148,7 +148,7 @@ def write_shard(path: Path, samples: Iterable[Mapping[str, bytes | str]], **extr
     The same samples give the same bytes, and the file is there whole or not at all. `extra` values go into the index.
     """
     # webdataset takes seconds to import, and only writers need it.
-    from webdataset import TarWriter
+    from webdataset.writer import TarWriter
 
     count = 0
     with atomic(path) as partial:

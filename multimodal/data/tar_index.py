@@ -50,13 +50,13 @@ class TarIndex:
         return len(self.starts) - 1
 
     def key(self, sample: int) -> str:
-        return split_name(self.names[self.starts[sample]].decode())[0]
+        return split_name(bytes(self.names[self.starts[sample]]).decode())[0]
 
     def members(self, sample: int) -> Iterator[tuple[str, int, int, int]]:
         """(extension, offset, size, CRC) of each member of a sample."""
         for member in range(self.starts[sample], self.starts[sample + 1]):
             offset, size, check = self.spans[member].tolist()
-            yield split_name(self.names[member].decode())[1], offset, size, check
+            yield split_name(bytes(self.names[member]).decode())[1], offset, size, check
 
 
 def split_name(name: str) -> tuple[str, str]:

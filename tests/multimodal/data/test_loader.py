@@ -128,7 +128,10 @@ def test_a_killed_worker_is_an_error_and_no_hang() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return torch.zeros(1)
 
-    with pytest.raises(RuntimeError, match="a data worker died or gave nothing for 20 seconds"):
+    # torch's own signal handler may be faster than the next look at the queue.
+    with pytest.raises(
+        RuntimeError, match=r"a data worker died or gave nothing for 20 seconds|worker .* killed by signal"
+    ):
         list(loader(Numbers(50), workers=2, prepare=deadly).batches(0, 400))
 
 
