@@ -1,4 +1,4 @@
-"""Scores, intervals, controls, baselines and reports of what was said; knows no encoder, and of a model only its answers."""
+"""Scores, intervals, controls, baselines and reports of what a model said; knows answers, no encoder and no adapter."""
 
 from multimodal.evaluation.bootstrap import Difference, difference, interval
 from multimodal.evaluation.captioning import score_captions

@@ -33,17 +33,17 @@ class Measure:
     @property
     def value(self) -> float:
         """The score over all samples."""
-        return float(self.of_means(self.samples.mean(0)))
+        return float(self.of_means(self.samples.mean(0, keepdims=True))[0])
 
     def __len__(self) -> int:
         return len(self.samples)
 
 
-def mean_of(values: Sequence[float]) -> Measure:
+def mean_of(values: Sequence[float | int]) -> Measure:
     """The measure that is the plain mean of one number a sample."""
     return Measure(samples=np.asarray(values, dtype=np.float64).reshape(-1, 1))
 
 
-def share_of(right: Sequence[float], asked: Sequence[float]) -> Measure:
+def share_of(right: Sequence[float | int], asked: Sequence[float | int]) -> Measure:
     """The measure that is a share: what was right over what was asked, summed over samples."""
     return Measure(samples=np.stack([np.asarray(right, float), np.asarray(asked, float)], axis=1), of_means=ratio)

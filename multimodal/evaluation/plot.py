@@ -8,7 +8,7 @@ from html import escape
 
 
 def curve(points: Sequence[tuple[float, float]], *, label: str, across: str = "step") -> str:
-    """A line through (x, y) with a smoothed one on top; points that are not finite are left out; "" below two points."""
+    """A line through (x, y) with a smoothed one on top; what is not finite is left out; "" below two points."""
     points = sorted((x, y) for x, y in points if math.isfinite(x) and math.isfinite(y))
     if len(points) < 2:
         return ""
@@ -49,8 +49,8 @@ def track(
     *,
     top: float,
     interval: tuple[float, float] | None = None,
-    controls: Mapping[str, float] | None = None,
-    baselines: Mapping[str, float] | None = None,
+    controls: Mapping[str, float | int] | None = None,
+    baselines: Mapping[str, float | int] | None = None,
 ) -> str:
     """A score from 0 to `top` as a dot with its interval; controls as rings, baselines as diamonds."""
     wide, middle, top = 240, 13, top if top > 0 else 1.0

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -33,6 +34,7 @@ _LABELS = {
     "chrf": "chrF",
     "wrong_medium": "wrong picture",
     "no_medium": "no picture",
+    "nearest_neighbour": "nearest neighbour",
 }
 _TOPS = {"cider": 10.0}
 _PIXELS = 320
@@ -60,7 +62,7 @@ class Exchange:
 
 
 def write_report(path: Path, title: str, sections: Sequence[str]) -> None:
-    """Writes one self-contained page of HTML fragments; empty ones leave no trace. `title` is what the browser shows."""
+    """Writes one self-contained page of HTML fragments; empty ones leave no trace. `title` is the browser's."""
     body = "\n".join(part for part in sections if part)
     page = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -85,7 +87,7 @@ def header(title: str, lede: str, facts: Mapping[str, str], *, kicker: str = "Sc
     )
 
 
-def scores(result: Result, *, title: str, note: str = "", tops: Mapping[str, float] | None = None) -> str:
+def scores(result: Result, *, title: str, note: str = "", tops: Mapping[str, float | int] | None = None) -> str:
     """Every metric with its 95% interval, beside its controls and baselines, and drawn; `tops`: ends of tracks (1)."""
     others = [*result.controls, *result.baselines]
     heads = "".join(f'<th class="number" scope="col">{_text(_label(name))}</th>' for name in others)
@@ -101,31 +103,34 @@ def scores(result: Result, *, title: str, note: str = "", tops: Mapping[str, flo
             top = min(top, 1.15 * max(value, *(span or (0.0,)), *controls.values(), *baselines.values()))
         seen = [{**result.controls, **result.baselines}[other].get(name) for other in others]
         cells = "".join(
-            f'<td class="number" data-label="{_text(_label(other))}">{"" if figure is None else _figure(figure)}</td>'
+            f'<td class="number" data-label="{_text(_label(other))}">'
+            f"{'' if figure is None else _text(_figure(figure))}{_gap(result, other, name)}</td>"
             for other, figure in zip(others, seen, strict=True)
         )
-        ranged = f'<span class="range">{_figure(span[0])} to {_figure(span[1])}</span>' if span else ""
+        ranged = f'<span class="range">{_text(_figure(span[0]))} to {_text(_figure(span[1]))}</span>' if span else ""
         drawing = track(value, top=top, interval=span, controls=controls, baselines=baselines)
         rows += (
             f'<tr><th scope="row">{_text(_label(name))}{_how(result, name)}</th>'
-            f'<td class="number"><span class="score">{_figure(value)}</span>{ranged}</td>'
+            f'<td class="number"><span class="score">{_text(_figure(value))}</span>{ranged}</td>'
             f'<td class="plot">{drawing}</td>{cells}</tr>'
         )
     key = "<li><i></i>this model, band: 95% interval</li>"
     key += '<li class="control"><i></i>controls</li>' if result.controls else ""
     key += '<li class="baseline"><i></i>baseline</li>' if result.baselines else ""
+    key += "<li>small figures: ours minus theirs on the same samples, 95% interval</li>" if result.differences else ""
     told = note or f"{result.data}, {result.n:,} samples."
     return (
-        f'<section><h2>{_text(title)}</h2><p class="note">{_text(told)}</p><table class="figures"><thead><tr>'
-        f'<th scope="col">Metric</th><th class="number" scope="col">Score</th><th class="plot"></th>{heads}</tr></thead>'
-        f'<tbody>{rows}</tbody></table><ul class="key">{key}</ul>{_gaps(result)}<pre>{_text(result.command)}</pre></section>'
+        f'<section><h2>{_text(title)}</h2><p class="note">{_text(told)}</p>'
+        f'<table class="figures"><thead><tr><th scope="col">Metric</th><th class="number" scope="col">Score</th>'
+        f'<th class="plot"></th>{heads}</tr></thead><tbody>{rows}</tbody></table>'
+        f'<ul class="key">{key}</ul><pre>{_text(result.command)}</pre></section>'
     )
 
 
-def loss_curve(metrics: Sequence[Mapping[str, float | str | None]], *, key: str = "loss", title: str = "Loss") -> str:
+def loss_curve(metrics: Sequence[Mapping[str, Any]], *, key: str = "loss", title: str = "Loss") -> str:
     """The curve of `key` over steps from the lines of metrics.jsonl; "" where there are fewer than two."""
     points = [
-        (float(line["step"]), float(line[key]))  # type: ignore[arg-type]
+        (float(line["step"]), float(line[key]))
         for line in metrics
         if isinstance(line.get("step"), int | float) and isinstance(line.get(key), int | float)
     ]
@@ -170,7 +175,7 @@ def exchanges(found: Sequence[Exchange], *, title: str, note: str = "") -> str:
     return f"<section><h2>{_text(title)}</h2>{told}{cards}</section>"
 
 
-def guarantees(differences: Mapping[str, float], *, frozen_tensors: int, changed: Sequence[str] = ()) -> str:
+def guarantees(differences: Mapping[str, float | int], *, frozen_tensors: int, changed: Sequence[str] = ()) -> str:
     """That text stayed text: the largest difference of logits, case by case, and the frozen tensors that changed."""
     lines = "".join(
         _held(f"Text-only logits, {name.replace('_', ' ')}", f"max difference {value:g}", value == 0)
@@ -180,12 +185,13 @@ def guarantees(differences: Mapping[str, float], *, frozen_tensors: int, changed
     lines += _held("Frozen tensors, sha256 before and after the run", kept, not changed)
     lines += "".join(_held(f"{name} was frozen and has changed", "changed", False) for name in changed)
     return (
-        '<section><h2>What did not change</h2><p class="note">The text model was not touched. Its text-only logits with '
-        f"adapters attached are compared, bit for bit, with the bare model's on the same batch shapes.</p>{lines}</section>"
+        '<section><h2>What did not change</h2><p class="note">The text model was not touched: its text-only logits '
+        "with adapters attached are compared, bit for bit, with the bare model's on the same batch shapes.</p>"
+        f"{lines}</section>"
     )
 
 
-def costs(cost: Mapping[str, float], *, title: str = "Cost", note: str = "") -> str:
+def costs(cost: Mapping[str, float | int], *, title: str = "Cost", note: str = "") -> str:
     """What it took: seconds as time, everything else as numbers."""
     rows = "".join(
         f"<div><dt>{_text(_label(name.removesuffix('_seconds')))}</dt>"
@@ -201,22 +207,19 @@ def pick_random(keys: Sequence[str], count: int, *, seed: int = 0) -> list[int]:
     return sorted(range(len(keys)), key=lambda i: hashlib.blake2b(f"{seed} {keys[i]}".encode()).digest())[:count]
 
 
-def pick_worst(keys: Sequence[str], scored: Sequence[float], count: int, *, seed: int = 0) -> list[int]:
+def pick_worst(keys: Sequence[str], scored: Sequence[float | int], count: int, *, seed: int = 0) -> list[int]:
     """Numbers of the `count` samples with the lowest scores; ties in the order of `pick_random`."""
     if len(keys) != len(scored):
         raise ValueError(f"{len(keys)} keys for {len(scored)} scores")
     return sorted(pick_random(keys, len(keys), seed=seed), key=lambda i: scored[i])[:count]
 
 
-def _gaps(result: Result) -> str:
-    """One sentence for the differences to controls and baselines, in the first metric that all of them have."""
-    lines = []
-    for other, figures in result.differences.items():
-        told = [f"{_label(name)} {gap:+.3f} [{low:+.3f}, {high:+.3f}]" for name, (gap, low, high) in figures.items()]
-        lines.append(
-            f'<p class="range" style="white-space:normal">Minus {_text(_label(other))}: {_text(", ".join(told))}</p>'
-        )
-    return f"<h3>Differences on the same samples, with 95% intervals</h3>{''.join(lines)}" if lines else ""
+def _gap(result: Result, other: str, name: str) -> str:
+    """Ours minus a control's or a baseline's figure, with its interval, in small type; "" where it was not measured."""
+    if name not in result.differences.get(other, {}):
+        return ""
+    gap, low, high = result.differences[other][name]
+    return f'<span class="range">{gap:+.3f} ({low:.3f} to {high:.3f})</span>'
 
 
 def _held(what: str, figure: str, held: bool) -> str:
@@ -263,7 +266,9 @@ def _label(name: str) -> str:
 def _figure(value: float) -> str:
     if value == 0:
         return "0"
-    return f"{value:.3f}" if 0.0005 <= abs(value) < 1000 else f"{value:.2g}" if abs(value) < 1 else f"{value:,.0f}"
+    if abs(value) < 0.0005:
+        return "<0.001" if value > 0 else ">-0.001"
+    return f"{value:.3f}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def _duration(seconds: float) -> str:

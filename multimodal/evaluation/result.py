@@ -31,12 +31,12 @@ class Result:
     n: int
     command: str
     """The command that makes these figures again."""
-    metrics: dict[str, float]
+    metrics: dict[str, float | int]
     interval: dict[str, tuple[float, float]] = field(default_factory=dict)
     """95% bootstrap interval (low, high) of each metric."""
-    controls: dict[str, dict[str, float]] = field(default_factory=dict)
-    baselines: dict[str, dict[str, float]] = field(default_factory=dict)
-    cost: dict[str, float] = field(default_factory=dict)
+    controls: dict[str, dict[str, float | int]] = field(default_factory=dict)
+    baselines: dict[str, dict[str, float | int]] = field(default_factory=dict)
+    cost: dict[str, float | int] = field(default_factory=dict)
     differences: dict[str, dict[str, tuple[float, float, float]]] = field(default_factory=dict)
     """Ours minus a control's or a baseline's figure on the same samples: (difference, low, high), by its name."""
     metadata: dict[str, Any] = field(default_factory=dict)
@@ -122,7 +122,7 @@ def evaluate(
     slots: Sequence[Slots] | None = None,
     controls: Mapping[str, Sequence[str]] | None = None,
     baselines: Mapping[str, Sequence[str]] | None = None,
-    cost: Mapping[str, float] | None = None,
+    cost: Mapping[str, float | int] | None = None,
     draws: int = DRAWS,
     seed: int = 0,
 ) -> Result:
@@ -158,7 +158,7 @@ def measured(
     command: str,
     controls: Mapping[str, Mapping[str, Measure]] | None = None,
     baselines: Mapping[str, Mapping[str, Measure]] | None = None,
-    cost: Mapping[str, float] | None = None,
+    cost: Mapping[str, float | int] | None = None,
     metadata: Mapping[str, Any] | None = None,
     draws: int = DRAWS,
     seed: int = 0,
@@ -187,5 +187,5 @@ def measured(
     )
 
 
-def _values(measures: Mapping[str, Measure]) -> dict[str, float]:
+def _values(measures: Mapping[str, Measure]) -> dict[str, float | int]:
     return {name: measure.value for name, measure in measures.items()}

@@ -71,7 +71,7 @@ def _label(result: Result, name: str) -> str:
     return name if tokenizer is None else f"{name} ({tokenizer} tokenizer)"
 
 
-def _cell(figures: Mapping[str, float], name: str) -> str:
+def _cell(figures: Mapping[str, float | int], name: str) -> str:
     return _figure(figures[name]) if name in figures else ""
 
 
