@@ -143,6 +143,8 @@ def _tower(config: ImageEncoderConfig) -> Tower:
     if config.name == "llama-vision":
         from encoders.llama_vision import LlamaVisionConfig, LlamaVisionTower
 
-        made = LlamaVisionConfig(layers=config.layers, pixels=config.pixels or 560)
-        return LlamaVisionTower(made, weights=config.weights)
+        shape = LlamaVisionConfig(layers=config.layers, pixels=config.pixels or LlamaVisionConfig.pixels)
+        if config.tiles > shape.tiles:
+            raise ValueError(f"tiles ({config.tiles}) must be at most {shape.tiles}, which llama-vision has embeddings for")
+        return LlamaVisionTower(shape, weights=config.weights)
     raise ValueError(f"no image encoder {config.name!r}; write timm/<model or folder>, hf/<id or folder>, or llama-vision")
