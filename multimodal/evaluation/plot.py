@@ -32,12 +32,12 @@ def curve(points: Sequence[tuple[float, float]], *, label: str, across: str = "s
     ends = (
         f'<text x="{left}" y="{high - 8}">{first:,g}</text>'
         f'<text x="{wide - 8}" y="{high - 8}" text-anchor="end">{last:,g}</text>'
-        f'<text x="{(left + wide) / 2:g}" y="{high - 8}" text-anchor="middle">{escape(across)}</text>'
+        f'<text x="{(left + wide) / 2:g}" y="{high - 8}" text-anchor="middle">{escaped(across)}</text>'
     )
     smooth = _smoothed(points)
     x, y = place(*smooth[-1])
     return (
-        f'<svg viewBox="0 0 {wide} {high}" role="img" aria-label="{escape(label)}" font-size="12.5" fill="var(--soft)">'
+        f'<svg viewBox="0 0 {wide} {high}" role="img" aria-label="{escaped(label)}" font-size="12.5" fill="var(--soft)">'
         f'{grid}{ends}<path d="{line(points)}" fill="none" stroke="var(--leaf)" stroke-opacity=".28"/>'
         f'<path d="{line(smooth)}" fill="none" stroke="var(--leaf)" stroke-width="2.5" stroke-linejoin="round"/>'
         f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" fill="var(--leaf)"/></svg>'
@@ -68,16 +68,21 @@ def track(
     for name, figure in (controls or {}).items():
         parts.append(
             f'<circle cx="{at(figure):.1f}" cy="{middle}" r="4.2" fill="var(--paper)" stroke="var(--clay)" '
-            f'stroke-width="2"><title>{escape(name)} {figure:.3f}</title></circle>'
+            f'stroke-width="2"><title>{escaped(name)} {figure:.3f}</title></circle>'
         )
     for name, figure in (baselines or {}).items():
         x = at(figure)
         parts.append(
             f'<path d="M{x:.1f} {middle - 6}l6 6l-6 6l-6-6z" fill="var(--gold)">'
-            f"<title>{escape(name)} {figure:.3f}</title></path>"
+            f"<title>{escaped(name)} {figure:.3f}</title></path>"
         )
     parts.append(f'<circle cx="{at(value):.1f}" cy="{middle}" r="5.5" fill="var(--leaf)"/>')
     return f'<svg viewBox="0 0 {wide} {2 * middle}" aria-hidden="true">{"".join(parts)}</svg>'
+
+
+def escaped(text: str) -> str:
+    """Text for HTML and SVG: escaped, and without control characters, which HTML does not allow."""
+    return escape("".join(letter for letter in text if letter in "\n\t" or letter.isprintable()))
 
 
 def _ticks(low: float, high: float) -> list[float]:

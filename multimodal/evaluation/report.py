@@ -11,16 +11,14 @@ import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from multimodal.evaluation.plot import curve, track
+from multimodal.evaluation.plot import curve, escaped, track
 from multimodal.evaluation.result import Result
 from multimodal.evaluation.style import CSS
-from multimodal.training.publication import write_text
 
 _LABELS = {
     "cider": "CIDEr",
@@ -70,27 +68,27 @@ def write_report(path: Path, title: str, sections: Sequence[str]) -> None:
         # Nothing may be fetched and nothing run, whatever a caption holds.
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
         "style-src 'unsafe-inline'\">"
-        f"<title>{_text(title)}</title><style>{CSS}</style></head><body><main>\n{body}\n"
+        f"<title>{escaped(title)}</title><style>{CSS}</style></head><body><main>\n{body}\n"
         "<footer>Written by Scion. This page is one file and loads nothing.</footer></main></body></html>\n"
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, page)
+    writeescaped(path, page)
 
 
 def header(title: str, lede: str, facts: Mapping[str, str], *, kicker: str = "Scion report") -> str:
     """The head of the page: what was trained, in one line and in a few named facts."""
-    rows = "".join(f"<div><dt>{_text(name)}</dt><dd>{_text(value)}</dd></div>" for name, value in facts.items())
+    rows = "".join(f"<div><dt>{escaped(name)}</dt><dd>{escaped(value)}</dd></div>" for name, value in facts.items())
     listed = f'<dl class="facts">{rows}</dl>' if rows else ""
     return (
-        f'<header><p class="kicker">{_text(kicker)}</p><h1>{_text(title)}</h1>'
-        f'<p class="lede">{_text(lede)}</p>{listed}</header>'
+        f'<header><p class="kicker">{escaped(kicker)}</p><h1>{escaped(title)}</h1>'
+        f'<p class="lede">{escaped(lede)}</p>{listed}</header>'
     )
 
 
 def scores(result: Result, *, title: str, note: str = "", tops: Mapping[str, float | int] | None = None) -> str:
     """Every metric with its 95% interval, beside its controls and baselines, and drawn; `tops`: ends of tracks (1)."""
     others = [*result.controls, *result.baselines]
-    heads = "".join(f'<th class="number" scope="col">{_text(_label(name))}</th>' for name in others)
+    heads = "".join(f'<th class="number" scope="col">{escaped(_label(name))}</th>' for name in others)
     drawn = {**_TOPS, **(tops or {})}
     rows = ""
     for name, value in result.metrics.items():
@@ -103,15 +101,17 @@ def scores(result: Result, *, title: str, note: str = "", tops: Mapping[str, flo
             top = min(top, 1.15 * max(value, *(span or (0.0,)), *controls.values(), *baselines.values()))
         seen = [{**result.controls, **result.baselines}[other].get(name) for other in others]
         cells = "".join(
-            f'<td class="number" data-label="{_text(_label(other))}">'
-            f"{'' if figure is None else _text(_figure(figure))}{_gap(result, other, name)}</td>"
+            f'<td class="number" data-label="{escaped(_label(other))}">'
+            f"{'' if figure is None else escaped(_figure(figure))}{_gap(result, other, name)}</td>"
             for other, figure in zip(others, seen, strict=True)
         )
-        ranged = f'<span class="range">{_text(_figure(span[0]))} to {_text(_figure(span[1]))}</span>' if span else ""
+        ranged = (
+            f'<span class="range">{escaped(_figure(span[0]))} to {escaped(_figure(span[1]))}</span>' if span else ""
+        )
         drawing = track(value, top=top, interval=span, controls=controls, baselines=baselines)
         rows += (
-            f'<tr><th scope="row">{_text(_label(name))}{_how(result, name)}</th>'
-            f'<td class="number"><span class="score">{_text(_figure(value))}</span>{ranged}</td>'
+            f'<tr><th scope="row">{escaped(_label(name))}{_how(result, name)}</th>'
+            f'<td class="number"><span class="score">{escaped(_figure(value))}</span>{ranged}</td>'
             f'<td class="plot">{drawing}</td>{cells}</tr>'
         )
     key = "<li><i></i>this model, band: 95% interval</li>"
@@ -120,10 +120,10 @@ def scores(result: Result, *, title: str, note: str = "", tops: Mapping[str, flo
     key += "<li>small figures: ours minus theirs on the same samples, 95% interval</li>" if result.differences else ""
     told = note or f"{result.data}, {result.n:,} samples."
     return (
-        f'<section><h2>{_text(title)}</h2><p class="note">{_text(told)}</p>'
+        f'<section><h2>{escaped(title)}</h2><p class="note">{escaped(told)}</p>'
         f'<table class="figures"><thead><tr><th scope="col">Metric</th><th class="number" scope="col">Score</th>'
         f'<th class="plot"></th>{heads}</tr></thead><tbody>{rows}</tbody></table>'
-        f'<ul class="key">{key}</ul><pre>{_text(result.command)}</pre></section>'
+        f'<ul class="key">{key}</ul><pre>{escaped(result.command)}</pre></section>'
     )
 
 
@@ -140,7 +140,7 @@ def loss_curve(metrics: Sequence[Mapping[str, Any]], *, key: str = "loss", title
     ending = (
         f"From {points[0][1]:.3f} to {points[-1][1]:.3f} over {points[-1][0]:,.0f} steps; the heavy line is smoothed."
     )
-    return f'<section><h2>{_text(title)}</h2><p class="note">{ending}</p>{drawn}</section>'
+    return f'<section><h2>{escaped(title)}</h2><p class="note">{ending}</p>{drawn}</section>'
 
 
 def examples(found: Sequence[Example], *, title: str, note: str = "") -> str:
@@ -151,13 +151,13 @@ def examples(found: Sequence[Example], *, title: str, note: str = "") -> str:
     for one in found:
         shown = "".join(_image(picture, one.true) for picture in one.pictures)
         mark = '<span class="mark right">right</span>' if one.right else '<span class="mark">not right</span>'
-        extra = f'<p class="true">{_text(one.note)}</p>' if one.note else ""
+        extra = f'<p class="true">{escaped(one.note)}</p>' if one.note else ""
         cards += (
             f'<figure><div class="shown">{shown}</div><figcaption>{mark}<p class="said">{_said(one.said)}</p>'
-            f'<p class="true">True: {_text(one.true)}</p>{extra}</figcaption></figure>'
+            f'<p class="true">True: {escaped(one.true)}</p>{extra}</figcaption></figure>'
         )
-    told = f'<p class="note">{_text(note)}</p>' if note else ""
-    return f'<section><h2>{_text(title)}</h2>{told}<div class="grid">{cards}</div></section>'
+    told = f'<p class="note">{escaped(note)}</p>' if note else ""
+    return f'<section><h2>{escaped(title)}</h2>{told}<div class="grid">{cards}</div></section>'
 
 
 def exchanges(found: Sequence[Exchange], *, title: str, note: str = "") -> str:
@@ -166,13 +166,13 @@ def exchanges(found: Sequence[Exchange], *, title: str, note: str = "") -> str:
         return ""
     cards = ""
     for one in found:
-        asked = "".join(f"<p>{_text(part)}</p>" if isinstance(part, str) else _image(part, "") for part in one.prompt)
-        true = f'<p class="true">True: {_text(one.true)}</p>' if one.true else ""
+        asked = "".join(f"<p>{escaped(part)}</p>" if isinstance(part, str) else _image(part, "") for part in one.prompt)
+        true = f'<p class="true">True: {escaped(one.true)}</p>' if one.true else ""
         cards += (
             f'<div class="exchange"><div class="asked">{asked}</div><p class="said">{_said(one.said)}</p>{true}</div>'
         )
-    told = f'<p class="note">{_text(note)}</p>' if note else ""
-    return f"<section><h2>{_text(title)}</h2>{told}{cards}</section>"
+    told = f'<p class="note">{escaped(note)}</p>' if note else ""
+    return f"<section><h2>{escaped(title)}</h2>{told}{cards}</section>"
 
 
 def guarantees(differences: Mapping[str, float | int], *, frozen_tensors: int, changed: Sequence[str] = ()) -> str:
@@ -194,12 +194,12 @@ def guarantees(differences: Mapping[str, float | int], *, frozen_tensors: int, c
 def costs(cost: Mapping[str, float | int], *, title: str = "Cost", note: str = "") -> str:
     """What it took: seconds as time, everything else as numbers."""
     rows = "".join(
-        f"<div><dt>{_text(_label(name.removesuffix('_seconds')))}</dt>"
+        f"<div><dt>{escaped(_label(name.removesuffix('_seconds')))}</dt>"
         f"<dd>{_duration(value) if name.endswith('seconds') else f'{value:,.10g}'}</dd></div>"
         for name, value in cost.items()
     )
-    told = f'<p class="note">{_text(note)}</p>' if note else ""
-    return f'<section><h2>{_text(title)}</h2>{told}<dl class="facts">{rows}</dl></section>' if rows else ""
+    told = f'<p class="note">{escaped(note)}</p>' if note else ""
+    return f'<section><h2>{escaped(title)}</h2>{told}<dl class="facts">{rows}</dl></section>' if rows else ""
 
 
 def pick_random(keys: Sequence[str], count: int, *, seed: int = 0) -> list[int]:
@@ -224,13 +224,13 @@ def _gap(result: Result, other: str, name: str) -> str:
 
 def _held(what: str, figure: str, held: bool) -> str:
     state = ("held", "&#10003;") if held else ("held broken", "&#10007;")
-    return f'<div class="{state[0]}"><b>{state[1]}</b><span>{_text(what)}</span><em>{_text(figure)}</em></div>'
+    return f'<div class="{state[0]}"><b>{state[1]}</b><span>{escaped(what)}</span><em>{escaped(figure)}</em></div>'
 
 
 def _how(result: Result, name: str) -> str:
     how = result.metadata.get(name)
     tokenizer = how.get("tokenizer") if isinstance(how, Mapping) else None
-    return f"<small>{_text(str(tokenizer))} tokenizer</small>" if tokenizer else ""
+    return f"<small>{escaped(str(tokenizer))} tokenizer</small>" if tokenizer else ""
 
 
 def _image(picture: Image.Image, alternative: str) -> str:
@@ -246,16 +246,11 @@ def _image(picture: Image.Image, alternative: str) -> str:
         written.append((buffer.getvalue(), kind))
     data, kind = min(written, key=lambda one: len(one[0]))
     source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-    return f'<img src="{source}" alt="{_text(alternative)}" width="{flat.width}" height="{flat.height}">'
+    return f'<img src="{source}" alt="{escaped(alternative)}" width="{flat.width}" height="{flat.height}">'
 
 
 def _said(text: str) -> str:
-    return _text(text) if text.strip() else "<em>(nothing)</em>"
-
-
-def _text(text: str) -> str:
-    """Escaped, and without control characters, which HTML does not allow."""
-    return escape("".join(letter for letter in text if letter in "\n\t" or letter.isprintable()))
+    return escaped(text) if text.strip() else "<em>(nothing)</em>"
 
 
 def _label(name: str) -> str:

@@ -58,7 +58,7 @@ def test_scores_controls_baselines_and_differences_are_of_the_same_samples():
         ({"task": "../up"}, "names a file"),
         ({"n": 0}, "must be at least 1"),
         ({"metrics": {"exact": float("nan")}}, "metrics.exact is nan"),
-        ({"controls": {"no_medium": {"exact": None}}}, "controls.no_medium.exact is None"),
+        ({"controls": {"no_medium": {"exact": True}}}, "controls.no_medium.exact is True"),
         ({"interval": {"exact": (0.9, 0.1)}}, "must not be above"),
         ({"interval": {"other": (0.1, 0.9)}}, "'other' has no metric"),
         ({"command": " "}, "command"),
