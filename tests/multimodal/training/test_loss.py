@@ -1,0 +1,48 @@
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from multimodal.batch import NO_TARGET, Batch
+from multimodal.training.loss import token_loss
+
+
+class Knows(nn.Module):
+    """Is sure of the token 3, whatever it is asked; `sure` 0 knows nothing of 11 words."""
+
+    def forward(self, batch: Batch, *, sure: float = 0.0) -> Tensor:
+        logits = torch.zeros(int((batch.targets != NO_TARGET).sum()), 11)
+        logits[:, 3] = sure
+        return logits.bfloat16().requires_grad_()
+
+
+def batch(targets: list[list[int]]) -> Batch:
+    wanted = torch.tensor(targets)
+    B, T = wanted.shape
+    return Batch(
+        tokens=torch.zeros_like(wanted),
+        lengths=torch.full((B,), T),
+        targets=wanted,
+        places=torch.zeros(0, 3),
+        index=torch.zeros(B, 0, dtype=torch.long),
+        sees=torch.zeros(B, T, 0, dtype=torch.bool),
+    )
+
+
+def test_it_is_a_sum_over_the_targets_and_their_number() -> None:
+    total, count = token_loss(Knows(), batch([[NO_TARGET, 3, 5], [7, NO_TARGET, NO_TARGET]]))
+    assert count == 3
+    assert total.item() == pytest.approx(3 * math.log(11), rel=1e-6)
+    assert total.dtype == torch.float32
+
+
+def test_without_targets_it_is_zero_with_a_gradient_of_nothing() -> None:
+    total, count = token_loss(Knows(), batch([[NO_TARGET, NO_TARGET]]))
+    assert (total.item(), count) == (0.0, 0)
+    total.backward()
+
+
+def test_what_more_it_is_given_goes_to_the_model() -> None:
+    total, _ = token_loss(Knows(), batch([[3, 3]]), sure=50.0)
+    assert total.item() == pytest.approx(0.0, abs=1e-6)
