@@ -1,4 +1,6 @@
 import json
+import struct
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -168,6 +170,19 @@ def test_a_picture_that_cannot_be_decoded_is_a_bad_sample() -> None:
         with pytest.raises(BadSample) as caught:
             read_picture(data, "k")
         assert caught.value.reason == "image_decode"
+
+
+def test_a_small_file_of_a_huge_picture_is_too_large_before_it_is_decoded() -> None:
+    header = b"IHDR" + struct.pack(">II", 14000, 14000) + b"\x08\x02\x00\x00\x00"
+    data = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header)) + PICTURE[33:]
+    with pytest.raises(BadSample) as caught:
+        read_picture(data, "k")
+    assert caught.value.reason == "too_large"
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 4000)])
+def test_a_picture_of_a_strange_shape_is_read(size: tuple[int, int]) -> None:
+    assert read_picture(picture(0, size)).size == size
 
 
 def test_a_picture_is_read_as_rgb() -> None:

@@ -208,7 +208,7 @@ def test_keys_end_at_the_first_dot_as_in_webdataset() -> None:
     assert split_name("a/b.c/0001.seg.PNG") == ("a/b.c/0001", "seg.png")
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(data=st.data())
 def test_no_damage_gives_anything_but_the_same_samples_or_a_clear_error(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
