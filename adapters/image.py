@@ -75,7 +75,9 @@ class ImageAdapter(nn.Module):
 
     def __init__(self, config: ImageAdapterConfig) -> None:
         super().__init__()
-        if not all((config.width, config.features, config.heads, config.kv_heads, config.head_width, config.feed_forward)):
+        if not all(
+            (config.width, config.features, config.heads, config.kv_heads, config.head_width, config.feed_forward)
+        ):
             raise ValueError(f"an adapter is built with all its widths and heads known, got {config}")
         self.config = config
         self.projector = Projector(config)

@@ -145,6 +145,10 @@ def _tower(config: ImageEncoderConfig) -> Tower:
 
         shape = LlamaVisionConfig(layers=config.layers, pixels=config.pixels or LlamaVisionConfig.pixels)
         if config.tiles > shape.tiles:
-            raise ValueError(f"tiles ({config.tiles}) must be at most {shape.tiles}, which llama-vision has embeddings for")
+            raise ValueError(
+                f"tiles ({config.tiles}) must be at most {shape.tiles}, which llama-vision has embeddings for"
+            )
         return LlamaVisionTower(shape, weights=config.weights)
-    raise ValueError(f"no image encoder {config.name!r}; write timm/<model or folder>, hf/<id or folder>, or llama-vision")
+    raise ValueError(
+        f"no image encoder {config.name!r}; write timm/<model or folder>, hf/<id or folder>, or llama-vision"
+    )

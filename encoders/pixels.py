@@ -111,7 +111,9 @@ def tile_grid(height: int, width: int, *, tiles: int, size: int) -> tuple[int, i
 
     Of canvases that scale alike the smallest is taken, of those the first in row order.
     """
-    grids = [(rows, columns) for rows in range(1, tiles + 1) for columns in range(1, tiles + 1) if rows * columns <= tiles]
+    grids = [
+        (rows, columns) for rows in range(1, tiles + 1) for columns in range(1, tiles + 1) if rows * columns <= tiles
+    ]
     scales = {grid: min(grid[0] * size / height, grid[1] * size / width) for grid in grids}
     enlarging = [scale for scale in scales.values() if scale >= 1]
     best = min(enlarging) if enlarging else max(scales.values())
@@ -177,7 +179,9 @@ def _rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     if image.mode.startswith("I"):
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"mode {image.mode} with values from {values.min()} to {values.max()}; 16 bits hold 0 to 65535")
+            raise ValueError(
+                f"mode {image.mode} with values from {values.min()} to {values.max()}; 16 bits hold 0 to 65535"
+            )
         image = PIL.Image.fromarray(_eight_bits(values))
     elif image.mode == "F":
         raise ValueError("mode F (floating point) says not what is white; convert it to 8 or 16 bits")

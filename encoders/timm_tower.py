@@ -29,7 +29,9 @@ class TimmTower(Tower):
         super().__init__()
         model = _made(name, weights, pixels)
         if not hasattr(model, "forward_intermediates"):
-            raise ValueError(f"timm's {name} gives no intermediate features (forward_intermediates); choose another model")
+            raise ValueError(
+                f"timm's {name} gives no intermediate features (forward_intermediates); choose another model"
+            )
         wants = resolve_data_config(model=model)
         self.model = model
         self.side = pixels or wants["input_size"][-1]
@@ -118,7 +120,9 @@ def _created(name: str, pretrained: bool, pixels: int, options: dict[str, Any]) 
             options = {**options, "img_size": pixels}
             pretrained or (model := timm.create_model(name, pretrained=False, **options))
     except (RuntimeError, ValueError) as error:
-        raise ValueError(f"timm cannot make {name!r}: {error}; `timm.list_models('*{name[:6]}*')` lists its names") from error
+        raise ValueError(
+            f"timm cannot make {name!r}: {error}; `timm.list_models('*{name[:6]}*')` lists its names"
+        ) from error
     if not pretrained:
         return model
     try:
@@ -153,5 +157,7 @@ def _load(model: Any, file: Path) -> None:
     odd = [key for key in found.keys() | known.keys() if key not in found or key not in known]
     odd += [key for key in found.keys() & known.keys() if found[key].shape != known[key].shape]
     if odd:
-        raise ValueError(f"{file} does not fit {model.pretrained_cfg['architecture']}: {sorted(odd)[:4]} are missing, extra or of another shape")
+        raise ValueError(
+            f"{file} does not fit {model.pretrained_cfg['architecture']}: {sorted(odd)[:4]} are missing, extra or of another shape"
+        )
     model.load_state_dict(found)

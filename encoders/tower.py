@@ -54,7 +54,9 @@ def check_layers(layers: Sequence[Layer], depth: int, name: str) -> None:
         raise ValueError("layers is empty; ask for 'final' or for numbers of blocks run")
     for layer in layers:
         if layer != "final" and not 1 <= layer <= depth:
-            raise ValueError(f"layers ({layer}) must be 'final' or lie between 1 and {depth}, the blocks or stages of {name}")
+            raise ValueError(
+                f"layers ({layer}) must be 'final' or lie between 1 and {depth}, the blocks or stages of {name}"
+            )
 
 
 def heads_for(width: int) -> int:

@@ -36,7 +36,8 @@ class TransformersTower(Tower):
             config = AutoConfig.from_pretrained(name)
             wants, _ = ImageProcessingMixin.get_image_processor_dict(name)
             self.model = _vision_half(_made(name if weights is None else weights, config, name))
-        except OSError as error:
+        # transformers says ValueError for a folder that holds no model, OSError for one that is not there.
+        except (OSError, ValueError) as error:
             raise ValueError(
                 f"{name} cannot be loaded as a Hugging Face vision model: {str(error).splitlines()[0]}; "
                 "pass a folder with config.json, preprocessor_config.json and model.safetensors"
@@ -123,5 +124,7 @@ def _side(size: Any, name: str) -> int:
     if isinstance(size, list | tuple):
         size = size[0]
     if not isinstance(size, int):
-        raise ValueError(f"{name}: neither the model's config nor the image processor's says the size of a picture; pass pixels=")
+        raise ValueError(
+            f"{name}: neither the model's config nor the image processor's says the size of a picture; pass pixels="
+        )
     return size

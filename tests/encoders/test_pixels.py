@@ -160,7 +160,10 @@ def test_what_is_handed_out_shares_no_pixels_with_what_was_handed_in():
 @pytest.mark.parametrize("height", [1, 30, 223, 224, 225, 448, 500, 900, 4000])
 @pytest.mark.parametrize("width", [1, 112, 224, 449, 672, 1000, 1344, 5000])
 def test_tiles_lie_as_transformers_lays_them(height: int, width: int):
-    from transformers.models.mllama.image_processing_mllama import get_image_size_fit_to_canvas, get_optimal_tiled_canvas
+    from transformers.models.mllama.image_processing_mllama import (
+        get_image_size_fit_to_canvas,
+        get_optimal_tiled_canvas,
+    )
 
     canvas = get_optimal_tiled_canvas(height, width, 4, 224)
     assert tile_grid(height, width, tiles=4, size=224) == (canvas[0] // 224, canvas[1] // 224)
