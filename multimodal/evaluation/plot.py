@@ -37,7 +37,8 @@ def curve(points: Sequence[tuple[float, float]], *, label: str, across: str = "s
     smooth = _smoothed(points)
     x, y = place(*smooth[-1])
     return (
-        f'<svg viewBox="0 0 {wide} {high}" role="img" aria-label="{escaped(label)}" font-size="12.5" fill="var(--soft)">'
+        f'<svg viewBox="0 0 {wide} {high}" role="img" aria-label="{escaped(label)}" font-size="12.5" '
+        'fill="var(--soft)">'
         f'{grid}{ends}<path d="{line(points)}" fill="none" stroke="var(--leaf)" stroke-opacity=".28"/>'
         f'<path d="{line(smooth)}" fill="none" stroke="var(--leaf)" stroke-width="2.5" stroke-linejoin="round"/>'
         f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" fill="var(--leaf)"/></svg>'

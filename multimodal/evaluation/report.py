@@ -72,7 +72,7 @@ def write_report(path: Path, title: str, sections: Sequence[str]) -> None:
         "<footer>Written by Scion. This page is one file and loads nothing.</footer></main></body></html>\n"
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    writeescaped(path, page)
+    write_text(path, page)
 
 
 def header(title: str, lede: str, facts: Mapping[str, str], *, kicker: str = "Scion report") -> str:
