@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-_SECONDS = 4.0
+_SECONDS = 3.0
 _PATTERNS = ("*.json", "*.jinja", "*.safetensors", "tokenizer.model", "*.tiktoken")
 
 
