@@ -39,7 +39,7 @@ def prepare(
     There is no DistributedDataParallel around the model: `train` sums the gradients itself, once a step, so that every
     process takes part in the same collectives whatever its batches hold. ValueError for what cannot be trained so.
 
-    For FSDP2 accelerate's config names the classes to shard (`fsdp_transformer_layer_cls_to_wrap: Block,CrossAttention`);
+    For FSDP2 accelerate's config names what to shard (`fsdp_transformer_layer_cls_to_wrap: Block,CrossAttention`);
     scalar parameters it takes only as vectors of one number.
     """
     check_processes(accelerator)
