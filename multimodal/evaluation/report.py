@@ -19,6 +19,7 @@ from PIL import Image
 from multimodal.evaluation.plot import curve, escaped, track
 from multimodal.evaluation.result import Result
 from multimodal.evaluation.style import CSS
+from multimodal.training.publication import write_text
 
 _LABELS = {
     "cider": "CIDEr",
