@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from timm.data import resolve_data_config
 from torch import Tensor
 
+from encoders.folding import Identity, agrees, folded, has_batch_norm, identity
 from encoders.tower import Layer, Tower, check_layers, heads_for, is_meta, on_grid, without_computing
 
 
@@ -40,6 +41,9 @@ class TimmTower(Tower):
         check_layers(layers, len(model.feature_info), name)
         self._layers = tuple(layers)
         self._sequence = "return_prefix_tokens" in inspect.signature(model.forward_intermediates).parameters
+        self._folds = has_batch_norm(model)
+        # In a tuple, so that it is no submodule.
+        self._folded: tuple[Identity, Any] | None = None
         self.whole = 0
         if self._sequence:
             # Registers are scratch space, not features: of the prefix only the class token is kept.
@@ -55,36 +59,55 @@ class TimmTower(Tower):
         pictures: Int[Tensor, "N"],
         places: Float[Tensor, "N M 3"] | None = None,
     ) -> list[Float[Tensor, "N M _"]]:
-        final, between = self._run(tiles)
+        frozen = not (self.model.training or torch.is_grad_enabled())
+        final, between = self._run(self._fast(), tiles) if self._folds and frozen else self._run(self.model, tiles)
         found = iter(between)
         if not self._sequence:
             return [on_grid(final if layer == "final" else next(found), self.grid) for layer in self._layers]
         return [self._with_whole(final if layer == "final" else next(found)) for layer in self._layers]
 
-    def _run(self, tiles: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def _run(self, model: Any, tiles: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Final features and those of the numbered layers, in the order asked for; convolutional ones as [N, C, h, w]."""
         numbers = [layer for layer in self._layers if layer != "final"]
         # timm gives the layers in the order of their depth, each once.
         deep = sorted({number - 1 for number in numbers})
         if not numbers:
-            final, between = self.model.forward_features(tiles), []
+            final, between = model.forward_features(tiles), []
         elif self._sequence:
-            final, pairs = self.model.forward_intermediates(
+            final, pairs = model.forward_intermediates(
                 tiles, indices=deep, norm=False, output_fmt="NLC", return_prefix_tokens=True
             )
             between = [torch.cat([prefix, patches], dim=1) for patches, prefix in pairs]
         else:
-            final, between = self.model.forward_intermediates(tiles, indices=deep, norm=False, output_fmt="NCHW")
-        if not self._sequence and str(getattr(self.model, "output_fmt", "")).endswith("NHWC"):
+            final, between = model.forward_intermediates(tiles, indices=deep, norm=False, output_fmt="NCHW")
+        if not self._sequence and str(getattr(model, "output_fmt", "")).endswith("NHWC"):
             final = final.permute(0, 3, 1, 2)
         return final, [between[deep.index(number - 1)] for number in numbers]
+
+    def _fast(self) -> Any:
+        """The model with its norms folded away, made again when a weight has changed; the model itself where that is not
+        the same function. It is no part of the state: weights keep their names and their bits."""
+        now = identity(self.model)
+        if self._folded is None or self._folded[0] != now:
+            fast, weight = folded(self.model), next(self.model.parameters())
+            # A fixed pattern: drawing a random tile here would shift the training's random numbers.
+            tile = torch.linspace(-40, 40, 3 * self.side**2, device=weight.device).sin().to(weight.dtype)
+            tile = tile.view(1, 3, self.side, self.side)
+            pairs = zip(self._all(self.model, tile), self._all(fast, tile), strict=True)
+            same = all(agrees(one, other) for one, other in pairs)
+            self._folded = (now, fast if same else self.model)
+        return self._folded[1]
+
+    def _all(self, model: Any, tile: Tensor) -> list[Tensor]:
+        final, between = self._run(model, tile)
+        return [final, *between]
 
     def _with_whole(self, x: Float[Tensor, "N L C"]) -> Float[Tensor, "N M C"]:
         prefix = self.model.num_prefix_tokens
         return x if prefix == self.whole else torch.cat([x[:, : self.whole], x[:, prefix:]], dim=1)
 
     def _measured(self, tile: Tensor) -> tuple[tuple[int, int], tuple[int, ...]]:
-        final, between = self._run(tile)
+        final, between = self._run(self.model, tile)
         found = iter(between)
         channels = -1 if self._sequence else 1
         widths = tuple((final if layer == "final" else next(found)).shape[channels] for layer in self._layers)

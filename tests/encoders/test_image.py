@@ -91,14 +91,12 @@ def test_pooled_adds_the_mean_of_the_patches():
     torch.testing.assert_close(features[:, 0], features[:, 1:].mean(1))
 
 
-def test_registers_are_left_out_and_the_class_token_kept():
+def test_registers_are_left_out():
     encoder = _encoder("timm/test_vit2", pixels=64)
     model = encoder.tower.model
-    assert model.num_prefix_tokens == 2
-    assert encoder.tower.whole == 1
+    assert (model.num_reg_tokens, encoder.tower.whole) == (1, 0)
     tiles = torch.randn(2, 3, 64, 64)
-    full = model.forward_features(tiles)
-    torch.testing.assert_close(encoder(tiles, torch.arange(2)), torch.cat([full[:, :1], full[:, 2:]], dim=1))
+    torch.testing.assert_close(encoder(tiles, torch.arange(2)), model.forward_features(tiles)[:, 1:])
 
 
 @pytest.mark.parametrize("kind", [(ViTConfig, ViTModel), (Dinov2Config, Dinov2Model)])
@@ -198,6 +196,24 @@ def test_new_global_layers_change_no_feature():
     topped = ImageEncoder(ImageEncoderConfig(layers=("final", 2), global_layers=2, weights="random"), tower=plain.tower)
     tiles, pictures = torch.randn(3, 3, plain.tower.side, plain.tower.side), torch.tensor([0, 0, 1])
     assert torch.equal(plain(tiles, pictures), topped(tiles, pictures))
+
+
+def test_a_frozen_convolutional_tower_is_folded_and_keeps_its_state():
+    encoder = _encoder(f"timm/{CNN}")
+    for module in encoder.tower.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.running_mean, -0.2, 0.2)
+            torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
+    tiles = torch.randn(2, 3, encoder.tower.side, encoder.tower.side)
+    names, state = list(encoder.state_dict()), torch.get_rng_state()
+    features = encoder(tiles, torch.arange(2))
+    expected = encoder.tower.model.forward_features(tiles).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-4)
+    fast = encoder.tower._folded[1]
+    assert fast is not encoder.tower.model
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in fast.modules())
+    assert list(encoder.state_dict()) == names
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_the_same_weights_give_the_same_features_after_they_were_changed():
