@@ -34,7 +34,8 @@ class TimmTower(Tower):
                 f"timm's {name} gives no intermediate features (forward_intermediates); choose another model"
             )
         wants = resolve_data_config(model=model)
-        self.model = model
+        # Before it is run for its shapes: in training mode even that would count a batch in the norms.
+        self.model = model.eval()
         self.side = pixels or wants["input_size"][-1]
         self.mean, self.std = tuple(wants["mean"]), tuple(wants["std"])
         self.interpolation = wants["interpolation"]

@@ -35,7 +35,7 @@ class TransformersTower(Tower):
         try:
             config = AutoConfig.from_pretrained(name)
             wants, _ = ImageProcessingMixin.get_image_processor_dict(name)
-            self.model = _vision_half(_made(name if weights is None else weights, config, name))
+            self.model = _vision_half(_made(name if weights is None else weights, config, name)).eval()
         # transformers says ValueError for a folder that holds no model, OSError for one that is not there.
         except (OSError, ValueError) as error:
             raise ValueError(
