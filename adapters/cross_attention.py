@@ -14,7 +14,9 @@ from adapters.feed_forward import SwiGLU
 
 @dataclass(frozen=True)
 class Sight:
-    """Who sees what in one call, worked out once and read by every block. Of tokens that see nothing, nothing may change."""
+    """Who sees what in one call, worked out once and read by every block. Of tokens that see nothing, nothing may
+    change.
+    """
 
     sees: Bool[Tensor, "B 1 L M"] | None
     """Which features each query may look at, L = T * (heads that share a key head); None where every query sees all."""
@@ -40,7 +42,9 @@ def _shared(sees: Bool[Tensor, "B T M"], sharing: int) -> Bool[Tensor, "B 1 L M"
 
 
 class CrossAttention(nn.Module):
-    """Grouped queries of the text to keys and values of the media; q and k are normalised per head, nothing is rotated."""
+    """Grouped queries of the text to keys and values of the media; q and k are normalised per head, nothing is
+    rotated.
+    """
 
     def __init__(self, width: int, heads: int, kv_heads: int, head_width: int, eps: float) -> None:
         super().__init__()
@@ -77,7 +81,9 @@ class CrossAttention(nn.Module):
 
 
 class CrossAttentionBlock(nn.Module):
-    """Attention to media, then a feed-forward, each entering by the tanh of a scalar gate; gates of zero change nothing."""
+    """Attention to media, then a feed-forward, each entering by the tanh of a scalar gate; gates of zero change
+    nothing.
+    """
 
     def __init__(
         self, *, width: int, heads: int, kv_heads: int, head_width: int, feed_forward: int, gate: float, eps: float

@@ -1,4 +1,6 @@
-"""How pictures enter the text model: projected features, remembered once, read by cross-attention between its blocks."""
+"""How pictures enter the text model: projected features, remembered once, read by cross-attention between its
+blocks.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from adapters.cross_attention import CrossAttentionBlock, Sight, sight
+from adapters.cross_attention import CrossAttention, CrossAttentionBlock, Sight, sight
 from adapters.memory import Memory
 from adapters.places import FourierPlaces
 
@@ -107,11 +109,12 @@ class ImageAdapter(nn.Module):
             if places is None:
                 raise ValueError("the adapter's positions are 'fourier': it needs the places of the features")
             media = media + self.places(places)
-        keys, values = zip(*(block.attention.remember(media) for block in self.blocks), strict=True)
+        keys, values = zip(*(one.remember(media) for one in self._attentions()), strict=True)
         return Memory(keys, values)
 
     def before(self, memory: Memory, sees: Bool[Tensor, "B T M"]) -> dict[int, tuple[Enter, ...]]:
-        """Functions of the residual stream [B, T, D] for TextBackbone's `before`; sees[b, t, m]: token t looks at feature m.
+        """Functions of the residual stream [B, T, D] for TextBackbone's `before`; sees[b, t, m]: token t looks at
+        feature m.
 
         `memory` is one put into a batch (Memory.take). Rows that see nothing are not computed, and where no row sees
         anything there are no functions. Tokens that see nothing come out bit for bit as they went in.
@@ -131,6 +134,9 @@ class ImageAdapter(nn.Module):
             for at, block, keys, values in zip(self.config.at, self.blocks, memory.keys, memory.values, strict=True)
         }
 
+    def _attentions(self) -> list[CrossAttention]:
+        return [block.attention for block in self.blocks if isinstance(block, CrossAttentionBlock)]
+
     def _enter(
         self, block: nn.Module, keys: Tensor, values: Tensor, who: Sight, rows: Tensor | None, x: Float[Tensor, "B T D"]
     ) -> Float[Tensor, "B T D"]:
@@ -143,7 +149,9 @@ class ImageAdapter(nn.Module):
 
 
 class Projector(nn.Module):
-    """Image features to the text model's width: a linear layer, with a norm before it or a hidden layer where asked for."""
+    """Image features to the text model's width: a linear layer, with a norm before it or a hidden layer where asked
+    for.
+    """
 
     def __init__(self, config: ImageAdapterConfig) -> None:
         super().__init__()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -17,7 +16,9 @@ class Memory:
     values: tuple[Float[Tensor, "*rows _ K"], ...]
 
     def take(self, index: Int[Tensor, "B M"]) -> Memory:
-        """Packed features put into a batch: index[b, m] is the packed feature that stands at m in row b, -1 for none."""
+        """Packed features put into a batch: index[b, m] is the packed feature that stands at m in row b, -1 for
+        none.
+        """
         return Memory(tuple(_taken(one, index) for one in self.keys), tuple(_taken(one, index) for one in self.values))
 
 

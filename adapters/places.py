@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 
 class FourierPlaces(nn.Module):
-    """(y, x, kind) to the adapter's width: sines and cosines of both axes at doubling frequencies, and the kind, mixed linearly."""
+    """(y, x, kind) to the adapter's width: sines and cosines of both axes at doubling frequencies, and the kind,
+    mixed linearly.
+    """
 
     def __init__(self, width: int, *, frequencies: int = 6) -> None:
         super().__init__()

@@ -24,8 +24,8 @@ def has_batch_norm(model: nn.Module) -> bool:
 def folded(model: nn.Module) -> Any:
     """A copy of `model` for inference, whose norms that stand right behind a convolution are part of it.
 
-    The norm's place keeps its activation (timm's norms hold one). That a norm is applied where it stands is a guess that
-    the caller has to check by running both.
+    The norm's place keeps its activation (timm's norms hold one). That a norm is applied where it stands is a guess
+    that the caller has to check by running both.
     """
     fast = copy.deepcopy(model).eval()
     _fold(fast)
@@ -41,14 +41,10 @@ def agrees(one: Tensor, other: Tensor) -> bool:
 def _fold(parent: nn.Module) -> None:
     name, before = "", None
     for name_here, child in list(parent.named_children()):
-        fits = isinstance(before, nn.Conv2d) and isinstance(child, nn.BatchNorm2d)
-        if fits and before.out_channels == child.num_features and child.running_mean is not None:
+        if isinstance(before, nn.Conv2d) and isinstance(child, nn.BatchNorm2d) and child.running_mean is not None:
             setattr(parent, name, fuse_conv_bn_eval(before, child))
-            setattr(
-                parent,
-                name_here,
-                nn.Sequential(getattr(child, "drop", nn.Identity()), getattr(child, "act", nn.Identity())),
-            )
+            rest = (getattr(child, part, nn.Identity()) for part in ("drop", "act"))
+            setattr(parent, name_here, nn.Sequential(*rest))
             before = None
             continue
         _fold(child)

@@ -26,7 +26,9 @@ class ImageEncoderConfig:
     """Folder or file the weights are read from; none: those the name stands for; random: untrained."""
 
     layers: tuple[Layer, ...] = ("final",)
-    """Features of which depths, side by side: the number of blocks (of a convolutional network: stages) run, or final."""
+    """Features of which depths, side by side: the number of blocks (of a convolutional network: stages) run, or
+    final.
+    """
 
     pixels: int = 0
     """Side of a tile; 0 takes the model's own."""
@@ -35,10 +37,14 @@ class ImageEncoderConfig:
     """Most tiles a picture is cut into; a picture that needs one costs one."""
 
     fit: Literal["auto", "tile", "squash"] = "auto"
-    """tile keeps the aspect ratio, squash makes one square of the picture; auto: squash where a picture has one tile."""
+    """tile keeps the aspect ratio, squash makes one square of the picture; auto: squash where a picture has one
+    tile.
+    """
 
     global_layers: int = 0
-    """Gated self-attention layers over all tiles of a picture, on the final features; they change nothing until trained."""
+    """Gated self-attention layers over all tiles of a picture, on the final features; they change nothing until
+    trained.
+    """
 
     pooled: bool = False
     """Adds the mean of each tile's patches as one more feature."""
@@ -51,8 +57,8 @@ class ImageEncoderConfig:
 class ImageEncoder(nn.Module):
     """Any vision model, frozen and in evaluation mode until one of its parameters is asked to learn.
 
-    A tile gives `per_tile` features of `width` numbers: the model's class token where it has one, the mean of the patches
-    where `pooled` is set, then the patches row by row.
+    A tile gives `per_tile` features of `width` numbers: the model's class token where it has one, the mean of the
+    patches where `pooled` is set, then the patches row by row.
     """
 
     def __init__(self, config: ImageEncoderConfig, *, tower: Tower | None = None) -> None:
@@ -84,10 +90,11 @@ class ImageEncoder(nn.Module):
         pictures: Int[Tensor, "N"],
         places: Float[Tensor, "P 3"] | None = None,
     ) -> Float[Tensor, "N M0 E"]:
-        """Features of N tiles; pictures[n] is the picture that tile n is of, whose tiles stand in the order of its grid.
+        """Features of N tiles; pictures[n] is the picture that tile n is of, whose tiles stand in the order of its
+        grid.
 
-        `places` (of all tiles, as `places` gives them for each picture) tells a tower with tile embeddings how the tiles
-        lie; without it every picture has one tile. Only real tiles are ever given.
+        `places` (of all tiles, as `places` gives them for each picture) tells a tower with tile embeddings how the
+        tiles lie; without it every picture has one tile. Only real tiles are ever given.
         """
         frozen = not any(weight.requires_grad for weight in self.tower.parameters())
         where = None if places is None else self._without_pooled(places.unflatten(0, (len(tiles), -1)))

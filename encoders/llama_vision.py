@@ -30,8 +30,8 @@ class LlamaVisionConfig:
 
     tiles: int = 4
     layers: tuple[Layer, ...] = (3, 7, 15, 23, 30, "final")
-    """Numbers of blocks run. The paper's text says 4, 8, 16, 24 and 31; the released model takes the inputs of blocks 3, 7,
-    15, 23 and 30 counted from zero, which is what this default says."""
+    """Numbers of blocks run. The paper's text says 4, 8, 16, 24 and 31; the released model takes the inputs of blocks
+    3, 7, 15, 23 and 30 counted from zero, which is what this default says."""
 
     def __post_init__(self) -> None:
         if self.pixels % self.patch:
@@ -47,9 +47,10 @@ class LlamaVisionConfig:
 class LlamaVisionTower(Tower):
     """The blocks up to the gated global layers, which stand above in ImageEncoder as above every tower.
 
-    Tiles of one picture are one sequence from the first block on. Only real tiles are computed, and so no feature looks at
-    padding. The released weights were trained looking at (zero) padding tiles and at rows that fill each tile to a
-    multiple of eight: exact parity with them needs those rows in `_sequences`, which is where they would be added.
+    Tiles of one picture are one sequence from the first block on. Only real tiles are computed, and so no feature
+    looks at padding. The released weights were trained looking at (zero) padding tiles and at rows that fill each
+    tile to a multiple of eight: exact parity with them needs those rows in `_sequences`, which is where they would be
+    added.
     """
 
     mean = (0.48145466, 0.4578275, 0.40821073)
@@ -64,7 +65,7 @@ class LlamaVisionTower(Tower):
         check_layers(config.layers, config.blocks, "llama-vision")
         self.config = config
         self.side = config.pixels
-        self.grid = (config.pixels // config.patch,) * 2
+        self.grid = (config.pixels // config.patch, config.pixels // config.patch)
         self.whole = 1
         self.widths = (config.width,) * len(config.layers)
         self.heads = config.heads
@@ -134,7 +135,9 @@ class LlamaVisionTower(Tower):
     def _lie(
         self, pictures: Int[Tensor, "N"], places: Float[Tensor, "N M 3"] | None
     ) -> tuple[Int[Tensor, "N"], Int[Tensor, "N"]]:
-        """Of each tile the id of its picture's canvas, and its number on it, row by row; read from the class tokens' places."""
+        """Of each tile the id of its picture's canvas, and its number on it, row by row; read from the class tokens'
+        places.
+        """
         _, owner, counts = torch.unique(pictures, return_inverse=True, return_counts=True)
         if places is None:
             if int(counts.max()) > 1:

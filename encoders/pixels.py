@@ -68,8 +68,8 @@ def read_image(source: Picture) -> PIL.Image.Image:
     """The picture in RGB as a person sees it.
 
     EXIF rotation is applied, transparency laid on white, 16 bits are scaled to 8, of an animation the first frame is
-    taken. Arrays are uint8 or uint16, [height, width] or [height, width, 1 | 3 | 4]. ValueError, with the reason, for what
-    is no picture in one of `FORMATS`, is broken, or is too large; the size is checked before anything is decoded.
+    taken. Arrays are uint8 or uint16, [height, width] or [height, width, 1 | 3 | 4]. ValueError, with the reason, for
+    what is no picture in one of `FORMATS`, is broken, or is too large; the size is checked before anything is decoded.
     """
     name = _name(source)
     image = _opened(source, name)
@@ -98,7 +98,8 @@ def to_tiles(image: PIL.Image.Image, preprocess: Preprocess) -> Tiles:
         rows, columns = tile_grid(image.height, image.width, tiles=preprocess.tiles, size=S)
         height, width = _fitted(image.height, image.width, canvas=(rows * S, columns * S), size=S)
     # Pillow's own resampling: the one that timm's and Hugging Face's processors were trained with.
-    canvas = transforms.pil_to_tensor(transforms.resize(image, [height, width], interpolation=mode))
+    resized = transforms.resize(image, [height, width], interpolation=mode)  # pyright: ignore[reportArgumentType]
+    canvas = transforms.pil_to_tensor(resized)
     canvas = transforms.pad(canvas, [0, 0, columns * S - width, rows * S - height])
     canvas = transforms.to_dtype(canvas, torch.float32, scale=True)
     canvas = transforms.normalize(canvas, list(preprocess.mean), list(preprocess.std))

@@ -23,7 +23,8 @@ class TimmTower(Tower):
     """Any timm model that has `forward_intermediates`: transformers, convolutional networks and their mixtures."""
 
     def __init__(self, name: str, *, weights: str | None, layers: Sequence[Layer], pixels: int) -> None:
-        """`name` is timm's, or a folder; `weights` is a folder, a .safetensors file, "random", or None for the name's own.
+        """`name` is timm's, or a folder; `weights` is a folder, a .safetensors file, "random", or
+        None for the name's own.
 
         `pixels` 0 keeps the size that the model was trained at.
         """
@@ -68,7 +69,9 @@ class TimmTower(Tower):
         return [self._with_whole(final if layer == "final" else next(found)) for layer in self._layers]
 
     def _run(self, model: Any, tiles: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Final features and those of the numbered layers, in the order asked for; convolutional ones as [N, C, h, w]."""
+        """Final features and those of the numbered layers, in the order asked for; convolutional ones as
+        [N, C, h, w].
+        """
         numbers = [layer for layer in self._layers if layer != "final"]
         # timm gives the layers in the order of their depth, each once.
         deep = sorted({number - 1 for number in numbers})
@@ -86,8 +89,8 @@ class TimmTower(Tower):
         return final, [between[deep.index(number - 1)] for number in numbers]
 
     def _fast(self) -> Any:
-        """The model with its norms folded away, made again when a weight has changed; the model itself where that is not
-        the same function. It is no part of the state: weights keep their names and their bits."""
+        """The model with its norms folded away, made again when a weight has changed; the model itself where that is
+        not the same function. It is no part of the state: weights keep their names and their bits."""
         now = identity(self.model)
         if self._folded is None or self._folded[0] != now:
             fast, weight = folded(self.model), next(self.model.parameters())
@@ -113,8 +116,9 @@ class TimmTower(Tower):
         channels = -1 if self._sequence else 1
         widths = tuple((final if layer == "final" else next(found)).shape[channels] for layer in self._layers)
         if self._sequence:
-            return tuple(self.model.patch_embed.grid_size), widths
-        return tuple(final.shape[-2:]), widths
+            rows, columns = self.model.patch_embed.grid_size
+            return (rows, columns), widths
+        return (final.shape[-2], final.shape[-1]), widths
 
 
 def _made(name: str, weights: str | None, pixels: int) -> Any:
@@ -138,11 +142,12 @@ def _made(name: str, weights: str | None, pixels: int) -> Any:
 
 def _created(name: str, pretrained: bool, pixels: int, options: dict[str, Any]) -> Any:
     try:
-        model = timm.create_model(name, pretrained=False, **options)
+        model: Any = timm.create_model(name, pretrained=False, **options)
+        own = model.pretrained_cfg
         # Transformers have a position for each patch: another size is another model. Convolutions take any.
-        if pixels and model.pretrained_cfg.get("fixed_input_size") and pixels != model.pretrained_cfg["input_size"][-1]:
+        if pixels and own.get("fixed_input_size") and pixels != own["input_size"][-1]:
             options = {**options, "img_size": pixels}
-            pretrained or (model := timm.create_model(name, pretrained=False, **options))
+            model = timm.create_model(name, pretrained=False, **options)
     except (RuntimeError, ValueError) as error:
         raise ValueError(
             f"timm cannot make {name!r}: {error}; `timm.list_models('*{name[:6]}*')` lists its names"
@@ -182,6 +187,7 @@ def _load(model: Any, file: Path) -> None:
     odd += [key for key in found.keys() & known.keys() if found[key].shape != known[key].shape]
     if odd:
         raise ValueError(
-            f"{file} does not fit {model.pretrained_cfg['architecture']}: {sorted(odd)[:4]} are missing, extra or of another shape"
+            f"{file} does not fit {model.pretrained_cfg['architecture']}: "
+            f"{sorted(odd)[:4]} are missing, extra or of another shape"
         )
     model.load_state_dict(found)

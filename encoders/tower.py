@@ -33,7 +33,9 @@ class Tower(nn.Module):
     def forward(
         self, tiles: Float[Tensor, "N 3 S S"], pictures: Int[Tensor, "N"], places: Float[Tensor, "N M 3"] | None
     ) -> list[Float[Tensor, "N M _"]]:
-        """The features of each layer asked for. `pictures` and `places` are for towers whose tiles know of each other."""
+        """The features of each layer asked for. `pictures` and `places` are for towers whose tiles know of each
+        other.
+        """
         raise NotImplementedError
 
     def join(self, features: Sequence[Float[Tensor, "N M _"]]) -> Float[Tensor, "N M E"]:

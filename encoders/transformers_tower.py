@@ -27,10 +27,14 @@ _RESAMPLING = {
 
 
 class TransformersTower(Tower):
-    """A vision model, or the vision half of a model like CLIP, with one grid of patches (ViT, DINOv2, SigLIP, ResNet, ...)."""
+    """A vision model, or the vision half of a model like CLIP, with one grid of patches (ViT, DINOv2,
+    SigLIP, ResNet, ...).
+    """
 
     def __init__(self, name: str, *, weights: str | None, layers: Sequence[Layer], pixels: int) -> None:
-        """`name` is a folder or hub id; `weights` another folder to take them from, "random", or None for the name's own."""
+        """`name` is a folder or hub id; `weights` another folder to take them from, "random", or None for the name's
+        own.
+        """
         super().__init__()
         try:
             config = AutoConfig.from_pretrained(name)
@@ -87,7 +91,7 @@ class TransformersTower(Tower):
     def _shape(self, final: Tensor, name: str) -> tuple[tuple[int, int], int]:
         """Rows and columns of patches, and how many tokens stand before them."""
         if final.ndim == 4:
-            return tuple(final.shape[-2:]), 0
+            return (final.shape[-2], final.shape[-1]), 0
         patch = self._patch[0] if isinstance(self._patch, Sequence) else self._patch
         across = self.side // patch if patch else 0
         prefix = final.shape[1] - across * across

@@ -59,8 +59,8 @@ def _from_ours(name: str) -> str:
 
 
 def test_features_are_those_of_transformers_where_the_meaning_is_the_same(monkeypatch: pytest.MonkeyPatch):
-    """Four real tiles; transformers' layer numbers one lower (it takes the outputs of blocks); its padding rows, which real
-    tokens look at there, hidden by a real key mask."""
+    """Four real tiles; transformers' layer numbers one lower (it takes the outputs of blocks); its padding rows,
+    which real tokens look at there, hidden by a real key mask."""
 
     def key_mask(aspect_ratio_mask, num_patches, target_length, dtype):
         batch, tiles = aspect_ratio_mask.shape
