@@ -1,10 +1,11 @@
-"""The kit's pictures as WebDataset shards: PNG on white, JSON with the caption, the noun, the concept and the source."""
+"""The kit's pictures as WebDataset shards: PNG on white, JSON with caption, noun, concept and source."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -67,6 +68,8 @@ def build_shards(packages: Mapping[str, Path], folder: Path, *, say: Say, scenes
     if found.get("recipe") == recipe:
         return found
     report.unlink(missing_ok=True)
+    for stale in (*SPLITS, *(_folder_of(name) for name in SCENE_SPLITS)):
+        shutil.rmtree(folder / stale, ignore_errors=True)
     say("drawing and sorting the pictures")
     parts = split(read_sources(packages))
     written, left_out = write_splits(parts, folder)
@@ -75,7 +78,7 @@ def build_shards(packages: Mapping[str, Path], folder: Path, *, say: Say, scenes
         assert name in SCENE_SPLITS
         say(f"composing {count} scenes: {name}")
         cut = ((image, caption) for image, caption, _, _ in sprites(packages))
-        target = folder / ("scenes" if name == "train" else f"scenes-{name}")
+        target = folder / _folder_of(name)
         write_scenes(target, Scenes(cut, split=name), count, dialogues=DIALOGUES[name])
         written[target.name] = {"scenes": count, "dialogues": DIALOGUES[name]}
     made = {"recipe": recipe, "pictures": written, "left_out": dict(left_out)}
@@ -152,6 +155,10 @@ def _png(picture: KitPicture) -> bytes | None:
     stream = io.BytesIO()
     image.save(stream, "PNG", compress_level=1)
     return stream.getvalue()
+
+
+def _folder_of(scenes: str) -> str:
+    return "scenes" if scenes == "train" else f"scenes-{scenes}"
 
 
 def _draws(picture: KitPicture) -> bool:

@@ -29,8 +29,8 @@ _SKIN = re.compile(r"\b1F3F[B-F]\b")
 _FLAG = re.compile(r"^1F1E[6-9A-F]|^1F1F[0-9A-F]|^1F3F4-E00")
 # Flags tell countries and causes apart, hair alone is no picture: neither is what the kit is for.
 _LEFT_OUT = frozenset(
-    ("rainbow flag", "white flag", "chequered flag", "transgender flag", "crossed flags", "pirate flag", "black flag")
-    + ("triangular flag", "curly hair", "red hair", "white hair", "bald")
+    {"rainbow flag", "white flag", "chequered flag", "transgender flag", "crossed flags", "pirate flag", "black flag"}
+    | {"triangular flag", "curly hair", "red hair", "white hair", "bald"}
 )
 
 

@@ -1,13 +1,12 @@
 """Which picture goes where: by hashes of words and concepts, so that it never depends on order or chance.
 
-    train                 all of Noto, the trained stamps, OpenMoji's drawings of one half of the concepts Noto draws too
+    train                 all of Noto, the trained stamps, OpenMoji's drawings of half the concepts that Noto has
     train-two-styles      the same without OpenMoji: the harder way to the same tests
     openmoji-unseen-half  OpenMoji's drawings of the other half: concepts trained through Noto, drawings never seen
     tuxpaint-unseen       stamps whose noun no training caption names, in whole or in part
 
-Where Noto is missing, OpenMoji stands in for it in training, less the half that is tested; its test then shows concepts
-never named, and the shard's index says so. No picture and, but for `openmoji-unseen-half` whose concepts are trained by
-design, no caption of a test is in training.
+Where Noto is missing, one half of OpenMoji is trained and the other half shows concepts that were never named. No
+picture of a test is in training, and no caption, but for `openmoji-unseen-half`, whose concepts are trained by design.
 """
 
 from __future__ import annotations
@@ -29,8 +28,9 @@ _ONE_IN = 2
 _SHORTEST = 4
 """Letters from which a word inside another one counts as its name: "rhino" in "rhinoceros"."""
 _CONTAINERS = frozenset(
-    "pair slice bunch cluster string piece plate bowl basket pile set group kind type model thing part half toy".split()
+    ("pair", "slice", "bunch", "cluster", "string", "piece", "plate", "bowl", "basket", "pile", "set", "group", "kind")
 )
+"""Words that stand before the thing itself: "a pair of shoes"."""
 
 
 @dataclass(frozen=True, kw_only=True)
