@@ -27,8 +27,8 @@ class VisionBlock(nn.Module):
         self.feed_forward_norm = nn.LayerNorm(width, eps=eps)
         self.up_proj = nn.Linear(width, hidden)
         self.down_proj = nn.Linear(hidden, width)
-        self.attention_gate = nn.Parameter(torch.zeros(())) if gated else None
-        self.feed_forward_gate = nn.Parameter(torch.zeros(())) if gated else None
+        self.attention_gate = nn.Parameter(torch.zeros(1)) if gated else None
+        self.feed_forward_gate = nn.Parameter(torch.zeros(1)) if gated else None
 
     def forward(self, x: Float[Tensor, "G L E"]) -> Float[Tensor, "G L E"]:
         x = x + _through(self.attention_gate, self._attend(self.attention_norm(x)))

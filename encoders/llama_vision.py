@@ -76,11 +76,11 @@ class LlamaVisionTower(Tower):
         self.positions = nn.Parameter(spread * torch.randn(M, D))
         # Behind gates of zero the tables must not be zero too, or neither would ever have a gradient.
         self.tile_positions = nn.Parameter(spread * torch.randn(canvases, config.tiles, M, D))
-        self.positions_gate = nn.Parameter(torch.zeros(()))
+        self.positions_gate = nn.Parameter(torch.zeros(1))
         self.tiles_before = nn.Parameter(spread * torch.randn(canvases, config.tiles, D))
-        self.tiles_before_gate = nn.Parameter(torch.zeros(()))
+        self.tiles_before_gate = nn.Parameter(torch.zeros(1))
         self.tiles_after = nn.Parameter(spread * torch.randn(canvases, config.tiles, D))
-        self.tiles_after_gate = nn.Parameter(torch.zeros(()))
+        self.tiles_after_gate = nn.Parameter(torch.zeros(1))
         self.norm_before = nn.LayerNorm(D)
         self.blocks = nn.ModuleList(
             VisionBlock(D, config.heads, config.hidden, gated=False) for _ in range(config.blocks)

@@ -62,7 +62,10 @@ class TimmTower(Tower):
         places: Float[Tensor, "N M 3"] | None = None,
     ) -> list[Float[Tensor, "N M _"]]:
         frozen = not (self.model.training or torch.is_grad_enabled())
-        final, between = self._run(self._fast(), tiles) if self._folds and frozen else self._run(self.model, tiles)
+        if self._folds and frozen:
+            final, between = self._run(self._fast(), tiles.contiguous(memory_format=torch.channels_last))
+        else:
+            final, between = self._run(self.model, tiles)
         found = iter(between)
         if not self._sequence:
             return [on_grid(final if layer == "final" else next(found), self.grid) for layer in self._layers]
