@@ -65,6 +65,17 @@ class CrossAttention(nn.Module):
         v = self.v_proj(media).unflatten(-1, (self.kv_heads, self.head_width))
         return _normed(self.k_norm, k).to(v.dtype), v
 
+    @torch.no_grad()
+    def copy_directions(self, directions: Float[Tensor, "C D"], *, size: float) -> None:
+        """Lets values take up the C = kv_heads * head_width given directions of the media, and outputs give them back.
+
+        The heads that share a key head share its part; `size` is what a unit of the media becomes in the text.
+        """
+        sharing = self.q_proj.out_features // self.k_proj.out_features
+        self.v_proj.weight.copy_(directions)
+        parts = directions.unflatten(0, (self.kv_heads, self.head_width)).repeat_interleave(sharing, dim=0)
+        self.o_proj.weight.copy_(parts.flatten(0, 1).T * (size / sharing))
+
     def forward(
         self,
         x: Float[Tensor, "B T D"],
@@ -81,7 +92,7 @@ class CrossAttention(nn.Module):
 
 
 class CrossAttentionBlock(nn.Module):
-    """Attention to media, then a feed-forward, each entering by the tanh of a scalar gate; gates of zero change
+    """Attention to media, then a feed-forward, each entering by the tanh of a gate; gates of zero change
     nothing.
     """
 
@@ -91,10 +102,10 @@ class CrossAttentionBlock(nn.Module):
         super().__init__()
         self.attention_norm = nn.RMSNorm(width, eps)
         self.attention = CrossAttention(width, heads, kv_heads, head_width, eps)
-        self.attention_gate = nn.Parameter(torch.tensor(gate))
+        self.attention_gate = nn.Parameter(torch.tensor([gate]))
         self.feed_forward_norm = nn.RMSNorm(width, eps)
         self.feed_forward = SwiGLU(width, feed_forward)
-        self.feed_forward_gate = nn.Parameter(torch.tensor(gate))
+        self.feed_forward_gate = nn.Parameter(torch.tensor([gate]))
 
     def forward(
         self,

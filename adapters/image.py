@@ -10,13 +10,13 @@ from functools import partial
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from adapters.cross_attention import CrossAttention, CrossAttentionBlock, Sight, sight
 from adapters.memory import Memory
-from adapters.places import FourierPlaces
+from adapters.projector import Projector
 
 Enter = Callable[[Tensor], Tensor]
 
@@ -51,14 +51,17 @@ class ImageAdapterConfig:
     projector_hidden: int = 0
     """Hidden width of a projector of two layers; 0 for a single linear one, as in the paper's release."""
 
+    radial: int = 0
+    """Radial units on the features of whole tiles (encoders with a class token, or `pooled`)."""
+
     positions: Literal["fourier", "none"] = "none"
     """Whether features are told where they lie: needed where the vision model does not say so itself."""
 
-    dropout: float = 0.0
-    """Share of the projected features' numbers that are dropped in training."""
+    mixer: int = 0
+    """Width of a Transformer layer in which the features of a picture look at each other; 0 for none."""
 
     noise: float = 0.0
-    """Deviation of the Gaussian noise put on (normed) features in training."""
+    """Deviation of the Gaussian noise put on projected features in training."""
 
     norm_eps: float = 1e-5
 
@@ -82,8 +85,16 @@ class ImageAdapter(nn.Module):
         ):
             raise ValueError(f"an adapter is built with all its widths and heads known, got {config}")
         self.config = config
-        self.projector = Projector(config)
-        self.places = FourierPlaces(config.width) if config.positions == "fourier" else None
+        self.projector = Projector(
+            config.features,
+            config.width,
+            hidden=config.projector_hidden,
+            norm=config.projector_norm,
+            radial=config.radial,
+            places=config.positions == "fourier",
+            mixer=config.mixer,
+            noise=config.noise,
+        )
         self.blocks = nn.ModuleList(
             CrossAttentionBlock(
                 width=config.width,
@@ -99,17 +110,19 @@ class ImageAdapter(nn.Module):
         self.placeholder = nn.Parameter(torch.randn(config.width) * 0.02)
         """Stands in the text where a picture does (Llama 3.2: an extra row of the embedding)."""
 
-    def remember(self, features: Float[Tensor, "N E"], places: Float[Tensor, "N 3"] | None) -> Memory:
+    def remember(
+        self,
+        features: Float[Tensor, "N E"],
+        places: Float[Tensor, "N 3"] | None = None,
+        pictures: Int[Tensor, "N"] | None = None,
+    ) -> Memory:
         """Keys and values of packed features for every block: once a picture, however many tokens look at it.
 
-        `places` (encoders.ImageEncoder.places) are needed where the config's positions are "fourier", else ignored.
+        `places` (encoders.ImageEncoder.places) are needed where the config's positions are "fourier" or it has radial
+        units, `pictures` (which picture a feature is of, in rising order) where it has a mixer.
         """
-        media = self.projector(features)
-        if self.places is not None:
-            if places is None:
-                raise ValueError("the adapter's positions are 'fourier': it needs the places of the features")
-            media = media + self.places(places)
-        keys, values = zip(*(one.remember(media) for one in self._attentions()), strict=True)
+        media = self.projector(features, places, pictures)
+        keys, values = zip(*(one.remember(media) for one in self.attentions()), strict=True)
         return Memory(keys, values)
 
     def before(self, memory: Memory, sees: Bool[Tensor, "B T M"]) -> dict[int, tuple[Enter, ...]]:
@@ -134,7 +147,8 @@ class ImageAdapter(nn.Module):
             for at, block, keys, values in zip(self.config.at, self.blocks, memory.keys, memory.values, strict=True)
         }
 
-    def _attentions(self) -> list[CrossAttention]:
+    def attentions(self) -> list[CrossAttention]:
+        """The cross-attentions, block by block."""
         return [block.attention for block in self.blocks if isinstance(block, CrossAttentionBlock)]
 
     def _enter(
@@ -146,27 +160,3 @@ class ImageAdapter(nn.Module):
         else:
             y = block(looking, keys, values, who)
         return y if rows is None else x.index_copy(0, rows, y)
-
-
-class Projector(nn.Module):
-    """Image features to the text model's width: a linear layer, with a norm before it or a hidden layer where asked
-    for.
-    """
-
-    def __init__(self, config: ImageAdapterConfig) -> None:
-        super().__init__()
-        self.noise = config.noise
-        self.norm = nn.LayerNorm(config.features) if config.projector_norm else None
-        self.hidden = nn.Linear(config.features, config.projector_hidden) if config.projector_hidden else None
-        self.out = nn.Linear(config.projector_hidden or config.features, config.width)
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(self, features: Float[Tensor, "N E"]) -> Float[Tensor, "N D"]:
-        x = features.to(self.out.weight.dtype)
-        if self.norm is not None:
-            x = self.norm(x)
-        if self.training and self.noise:
-            x = x + self.noise * torch.randn_like(x)
-        if self.hidden is not None:
-            x = nn.functional.gelu(self.hidden(x))
-        return self.dropout(self.out(x))

@@ -43,6 +43,8 @@ class Batch:
     targets: Int[Tensor, "B T"]
     """The token that follows each token where it is to be learned, -100 elsewhere."""
     places: Float[Tensor, "P 3"]
+    owners: Int[Tensor, "P"]
+    """Which picture each feature is of, in rising order."""
     index: Int[Tensor, "B M"]
     """Which packed features a row has, -1 where it has none."""
     sees: Bool[Tensor, "B T M"]
@@ -99,6 +101,9 @@ def collate(items: Sequence[Item], *, pad: int, width: int | None = None) -> Bat
         lengths=torch.tensor([len(row.tokens) for row in rows]),
         targets=targets,
         places=torch.cat([picture.places for picture in pictures]) if pictures else torch.zeros(0, 3),
+        owners=torch.arange(len(pictures)).repeat_interleave(
+            torch.tensor([len(one.places) for one in pictures], dtype=torch.long)
+        ),
         index=index,
         sees=sees,
         keys=tuple(item.key for item in items),
@@ -118,29 +123,36 @@ def _packed_media(pictures: Sequence[Picture]) -> dict[str, Tensor]:
     return {"tiles": torch.cat(tiles), "pictures": owners}
 
 
-def stand_in(batch: Batch | None, *, tile: tuple[int, int, int], places: Float[Tensor, "m 3"]) -> Batch:
-    """A batch that has media: `batch` itself, or with one blank picture that no token sees.
+def stand_in(batch: Batch | None, *, tile: tuple[int, int, int], places: Float[Tensor, "m 3"], pad: int) -> Batch:
+    """A batch that has media: `batch` itself, or with one more row, of which nothing is learned, that sees a blank picture.
 
     Sharded training (FSDP2) wants every process to run the same modules, whatever its samples hold.
     """
-    if batch is None:
-        batch = Batch(
-            tokens=torch.zeros(1, 1, dtype=torch.long),
-            lengths=torch.ones(1, dtype=torch.long),
-            targets=torch.full((1, 1), NO_TARGET),
-            places=torch.zeros(0, 3),
-            index=torch.zeros(1, 0, dtype=torch.long),
-            sees=torch.zeros(1, 1, 0, dtype=torch.bool),
-        )
-    if batch.has_media:
+    if batch is not None and batch.has_media:
         return batch
-    B, T = batch.tokens.shape
     M = len(places)
-    return replace(
-        batch,
+    T = 1 if batch is None else batch.tokens.shape[1]
+    B = 0 if batch is None else len(batch.tokens)
+    one = Batch(
+        tokens=torch.full((1, T), pad),
+        lengths=torch.ones(1, dtype=torch.long),
+        targets=torch.full((1, T), NO_TARGET),
         tiles=torch.zeros(1, *tile),
         pictures=torch.zeros(1, dtype=torch.long),
         places=places,
-        index=torch.arange(M).expand(B, M).clone(),
-        sees=torch.zeros(B, T, M, dtype=torch.bool),
+        owners=torch.zeros(M, dtype=torch.long),
+        index=torch.arange(M)[None],
+        sees=torch.ones(1, T, M, dtype=torch.bool),
+    )
+    if batch is None:
+        return one
+    return replace(
+        one,
+        tokens=torch.cat([batch.tokens, one.tokens]),
+        lengths=torch.cat([batch.lengths, one.lengths]),
+        targets=torch.cat([batch.targets, one.targets]),
+        index=torch.cat([torch.full((B, M), -1), one.index]),
+        sees=torch.cat([torch.zeros(B, T, M, dtype=torch.bool), one.sees]),
+        keys=batch.keys,
+        skipped=batch.skipped,
     )

@@ -33,7 +33,7 @@ class MultimodalModel(nn.Module):
         (multimodal.frozen_stream).
         """
         before = self.before(self.remember(batch), batch.sees)
-        first = min(self.first_block, self.text.config.layers)
+        first = self.first_block
         if stream is None:
             x = self.text.embed(batch.tokens, self.embeds(batch.tokens))
             stream = self.text.run(x, last=first)
@@ -52,7 +52,7 @@ class MultimodalModel(nn.Module):
         if not batch.has_media:
             return None
         adapter = self._adapter()
-        return adapter.remember(self.features(batch), batch.places).take(batch.index)
+        return adapter.remember(self.features(batch), batch.places, batch.owners).take(batch.index)
 
     def features(self, batch: Batch) -> Float[Tensor, "P E"]:
         """The pictures' features, from the batch where it brings them, else from the encoder."""

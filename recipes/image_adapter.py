@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,9 +28,11 @@ from multimodal.checkpoint import Parts, describe, save_parts, save_weights
 from multimodal.command_line import parse
 from multimodal.composition import start_placeholder, with_image
 from multimodal.data.augmentation import augment
-from multimodal.data.pictures import PictureData, fill, picture_loader, sources
+from multimodal.data.pictures import PictureData, captioned, fill, picture_loader, sources
 from multimodal.frozen_stream import FrozenStream
+from multimodal.lexical_start import lexical_start
 from multimodal.model import MultimodalModel
+from multimodal.precision import Precision, chosen
 from multimodal.prompt import PromptReader
 from multimodal.settings import to_json
 from multimodal.training import (
@@ -60,8 +61,10 @@ class Config:
 
     text: str = "downloads/models/smollm2-135m-instruct"
     """The backbone: a folder in Hugging Face's or Meta's layout, or a hub id."""
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    precision: Precision = "auto"
     """Of the frozen parts, and of what is multiplied while training; what learns is kept in float32."""
+    start: Literal["lexical", "random"] = "random"
+    """lexical: projector, values and outputs begin in closed form (multimodal.lexical_start); needs the cache."""
     encoder: ImageEncoderConfig
     adapter: ImageAdapterConfig
     data: PictureData
@@ -78,13 +81,24 @@ class Config:
 
 
 _KIT = "downloads/shards"
+_FROZEN = ("placeholder", r"projector\.out\..*", r"projector\.radial\.(mean|whitening|keys)")
+"""Of the demo's adapter: a word's embedding (so that the text's stream below can be remembered), and closed forms."""
 _DEMO = Config(
-    encoder=ImageEncoderConfig(name="timm/downloads/models/efficientnet-lite0", pooled=True),
+    start="lexical",
+    encoder=ImageEncoderConfig(name="timm/downloads/models/efficientnet-lite0", layers=(4, "final"), pooled=True),
     adapter=ImageAdapterConfig(
-        at=tuple(range(18, 30)), feed_forward=1536, gate=0.3, projector_norm=True, positions="fourier", noise=0.3
+        at=(26, 28), feed_forward=576, gate=0.5, radial=2816, positions="fourier", mixer=256, noise=0.3
     ),
-    data=PictureData(train=(f"{_KIT}/train", f"{_KIT}/scenes"), weights=(0.5, 0.5), cache="runs/features", batch=48),
-    training=TrainingConfig(steps=500, learning_rate=2e-3, warm_up=30, weight_decay=0.01),
+    data=PictureData(train=(f"{_KIT}/train", f"{_KIT}/scenes"), weights=(0.4, 0.6), cache="runs/features", batch=32),
+    training=TrainingConfig(
+        learns=(*((rf"adapters\.image\.{name}", 0.0) for name in _FROZEN), (r"adapters\.image\..*", 1.0)),
+        steps=900,
+        learning_rate=2e-3,
+        warm_up=10,
+        floor=0.03,
+        weight_decay=0.01,
+        betas=(0.9, 0.98),
+    ),
 )
 PRESETS: dict[str, Config] = {"demo": _DEMO}
 
@@ -92,14 +106,14 @@ PRESETS: dict[str, Config] = {"demo": _DEMO}
 def build(config: Config, text: TextBackbone | None = None) -> MultimodalModel:
     """The frozen text model (loaded unless given), the image encoder and a fresh adapter."""
     if text is None:
-        text = load_backbone(config.text, dtype=getattr(torch, config.dtype))
+        text = load_backbone(config.text, dtype=chosen(config.precision))
     return with_image(text, config.encoder, config.adapter)
 
 
 def main(config: Config) -> None:
     out, began = Path(config.out), time.monotonic()
     accelerator = Accelerator(
-        mixed_precision="bf16" if config.dtype == "bfloat16" else "no",
+        mixed_precision="bf16" if chosen(config.precision) == torch.bfloat16 else "no",
         log_with=list(config.trackers) or None,
         project_dir=config.out,
     )
@@ -122,6 +136,8 @@ def main(config: Config) -> None:
             for done in fill(config.data, examples, encoder, augment=augment, rank=rank, ranks=ranks):
                 progress.note(f"features: {done.stored} made, {done.found} found, {done.skipped.total()} broken")
             accelerator.wait_for_everyone()
+        if config.start == "lexical":
+            lexical_start(model, tokenizer, captioned(config.data, examples, encoder))
         model, optimizer = prepare(accelerator, model, config.training)
         frozen = frozen_digests(model)
         identity = {"backbone": parts.text_fingerprint, "config": to_json(begun(config))}
@@ -169,11 +185,11 @@ def loss(model: MultimodalModel, batch: Batch, stream: FrozenStream | None) -> t
 
 
 def begun(config: Config) -> Config:
-    """What of a config must not change between a run's beginning and its resumption: all but where and how it is run."""
+    """What of a config must stay between a run's beginning and its resumption: all but where and how it is run."""
     data = replace(config.data, cache="", reading=type(config.data.reading)())
     training = replace(config.training, accumulate=1, recompute=False)
     plain = Config(text="", encoder=config.encoder, adapter=config.adapter, data=data, training=training)
-    return replace(plain, dtype=config.dtype)
+    return replace(plain, precision=config.precision, start=config.start)
 
 
 def claim(accelerator: Accelerator, config: Config) -> None:

@@ -16,9 +16,10 @@ from multimodal.data.feature_cache import FeatureCache, Features, Filled, View, 
 from multimodal.data.loader import Loader, LoaderConfig
 from multimodal.data.order import Mixture, Turns
 from multimodal.data.prepare import Prepare
-from multimodal.data.sample import ShardExamples, read_picture
+from multimodal.data.sample import Example, ShardExamples, read_picture
 from multimodal.data.tolerance import BadSample
 from multimodal.fingerprint import fingerprint
+from multimodal.lexical_start import Captioned
 from multimodal.prompt import PromptReader
 
 
@@ -118,7 +119,7 @@ def fill(
             for rows, one in zip(made.split(counts.tolist()), tiles, strict=True)
         ]
 
-    pictures = (picture for source in examples for example in _readable(source) for picture in example)
+    pictures = (picture for source in examples for example in _readable(source) for picture in example.media)
     yield from fill_cache(
         data.cache,
         pictures,
@@ -133,10 +134,30 @@ def fill(
     )
 
 
-def _readable(source: ShardExamples) -> Iterator[tuple[bytes, ...]]:
-    """The pictures of each sample that is one; what is wrong with the others is counted where they are learned from."""
+def captioned(
+    data: PictureData, examples: Sequence[ShardExamples], encoder: ImageEncoder, *, most: int = 16384
+) -> Iterator[Captioned]:
+    """The first `most` captioned pictures of the training shards with their cached features, for a lexical start."""
+    cache = open_cache(data, encoder)
+    given = 0
+    for example in (one for source in examples for one in _readable(source) if one.captions):
+        found = cache.find(example.media[0])
+        if found is None:
+            continue
+        rows, whole = found.rows.float(), encoder.places(found.grid)[:, 2] == 1
+        patches = rows[~whole].mean(0)
+        yield Captioned(
+            patches=patches, whole=rows[whole].mean(0) if whole.any() else patches, caption=example.captions[0]
+        )
+        given += 1
+        if given == most:
+            return
+
+
+def _readable(source: ShardExamples) -> Iterator[Example]:
+    """The samples that are examples; what is wrong with the others is counted where they are learned from."""
     for index in range(len(source)):
         try:
-            yield source[index].media
+            yield source[index]
         except BadSample:
             continue

@@ -122,6 +122,7 @@ def _rows_without_media(batch: Any, textual: Bool[Tensor, "B"]) -> Any:
         lengths=batch.lengths[textual],
         targets=batch.targets[textual],
         places=batch.places[:0],
+        owners=batch.owners[:0],
         index=batch.index[textual][:, :0],
         sees=torch.zeros(rows, T, 0, dtype=torch.bool, device=batch.tokens.device),
         tiles=None,
