@@ -148,6 +148,8 @@ def _by_apt(package: Package, incoming: Path, say: Say, client: Run) -> tuple[Pa
 
 def _own_lists(state: Path, folder: Path, client: Run) -> list[str]:
     """apt's options for package lists of our own, brought up to date: a fresh machine has none, and /var is root's."""
+    # apt runs in another folder than we do.
+    state = state.resolve()
     for name in ("lists/partial", "cache/archives/partial"):
         (state / name).mkdir(parents=True, exist_ok=True)
     # The user _apt cannot write into a home folder; without it apt says so at length and does the same.

@@ -105,12 +105,15 @@ def test_a_package_with_too_few_files_is_refused(tmp_path: Path, said: list[str]
         fetch(package(DATA, least=9), tmp_path, say=said.append, client=Client({"pictures==1.0": DATA}))
 
 
-def test_a_machine_without_package_lists_gets_lists_of_its_own(tmp_path: Path, said: list[str]) -> None:
+def test_a_machine_without_package_lists_gets_lists_of_its_own(
+    tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     client = Client({"pictures=1.0": DATA}, needs_lists=True)
-    folder = fetch(package(DATA, client="apt"), tmp_path, say=said.append, client=client)
+    folder = fetch(package(DATA, client="apt"), Path("downloads"), say=said.append, client=client)
     assert (folder / "data/cat.txt").is_file()
     [update] = [call for call in client.calls if call[-1] == "update"]
-    assert any(str(tmp_path) in word for word in update)
+    assert f"Dir::State::Lists={tmp_path}/downloads/apt/lists" in update
 
 
 def test_another_version_of_debian_is_used_with_a_warning(tmp_path: Path, said: list[str]) -> None:
