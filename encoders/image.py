@@ -130,7 +130,7 @@ class ImageEncoder(nn.Module):
         self.tower.train(mode and any(weight.requires_grad for weight in self.tower.parameters()))
         return self
 
-    def _without_pooled(self, places: Float[Tensor, "N M 3"]) -> Float[Tensor, "N M 3"]:
+    def _without_pooled(self, places: Float[Tensor, "N M0 3"]) -> Float[Tensor, "N M 3"]:
         whole = self.tower.whole
         return torch.cat([places[:, :whole], places[:, whole + self.config.pooled :]], dim=1)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from adapters import ImageAdapter, ImageAdapterConfig
@@ -46,7 +46,9 @@ class Parts:
 
 
 def text_fingerprint(text: TextBackbone) -> str:
-    """Identity of a backbone's weights, the same for every dtype they may be loaded in: taken over their bf16 rounding."""
+    """Identity of a backbone's weights, the same for every dtype they may be loaded in: taken over their bf16
+    rounding.
+    """
     return fingerprint({name: tensor.to(torch.bfloat16) for name, tensor in text.state_dict().items()})
 
 
@@ -55,7 +57,8 @@ def describe(model: MultimodalModel, *, text: str, caption_prompt: str) -> Parts
     image = None
     if "image" in model.adapters:
         encoder, adapter = model.encoders["image"], model.adapters["image"]
-        assert isinstance(encoder, ImageEncoder) and isinstance(adapter, ImageAdapter)
+        assert isinstance(encoder, ImageEncoder)
+        assert isinstance(adapter, ImageAdapter)
         image = ImageParts(encoder=encoder.config, encoder_fingerprint=fingerprint(encoder), adapter=adapter.config)
     return Parts(text=text, text_fingerprint=text_fingerprint(model.text), image=image, caption_prompt=caption_prompt)
 
@@ -67,7 +70,8 @@ def save_parts(folder: Path, parts: Parts) -> None:
 
 
 def save_weights(folder: Path, model: MultimodalModel) -> None:
-    """Writes one safetensors file a part: every adapter, and every encoder that holds weights of its own or learned ones.
+    """Writes one safetensors file a part: every adapter, and every encoder that holds weights of its own or learned
+    ones.
 
     The backbone is never written: it is what it was.
     """
@@ -122,8 +126,11 @@ def _own_weights(encoder: nn.Module) -> Mapping[str, Tensor]:
 
 
 def _load(part: nn.Module, file: Path, *, partial: bool) -> None:
-    with safe_open(file, framework="pt") as weights:
-        tensors = {name: weights.get_tensor(name) for name in weights.keys()}  # noqa: SIM118 (safe_open is no mapping)
+    try:
+        with safe_open(file, framework="pt") as weights:
+            tensors = {name: weights.get_tensor(name) for name in weights.keys()}  # noqa: SIM118 (safe_open is no mapping)
+    except SafetensorError as error:
+        raise ValueError(f"{file} cannot be read, it is damaged or cut short: {error}") from error
     known = part.state_dict()
     wrong = [name for name, tensor in tensors.items() if name not in known or known[name].shape != tensor.shape]
     missing = [] if partial else [name for name in known if name not in tensors]

@@ -21,7 +21,7 @@ class FrozenStream:
     """
 
     def __init__(self, model: MultimodalModel, *, capacity: int = 2**30) -> None:
-        learned = [name for name, weight in model.text.named_parameters() if weight.requires_grad]
+        learned = [f"text.{name}" for name, weight in model.text.named_parameters() if weight.requires_grad]
         learned += [
             f"adapters.{name}.placeholder" for name, part in model.adapters.items() if part.placeholder.requires_grad
         ]
