@@ -12,6 +12,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ from multimodal.data.kit.packages import PACKAGES, Package
 _DONE = ".fetched.json"
 _PATIENCE = 1800
 """Seconds that one call of a client may take."""
+_FRESH = 3600
+"""Seconds for which package lists of our own are taken to be up to date."""
 Run = Callable[[Sequence[str], Path], "subprocess.CompletedProcess[str]"]
 Say = Callable[[str], None]
 
@@ -131,7 +134,7 @@ def _by_apt(package: Package, incoming: Path, say: Say, client: Run) -> tuple[Pa
     attempts = [(pinned, False), (pinned, True), (package.name, False), (package.name, True)]
     said = ""
     for wanted, own_lists in attempts:
-        options = _own_lists(incoming.parent.parent / "apt", incoming, client) if own_lists else []
+        options = _own_lists(incoming.parents[2] / "apt", incoming, client) if own_lists else []
         done = client(["apt-get", "-qq", *options, "download", wanted], incoming)
         found = sorted(incoming.glob("*.deb"))
         if not done.returncode and found:
@@ -156,7 +159,7 @@ def _own_lists(state: Path, folder: Path, client: Run) -> list[str]:
     values = (f"Dir::State::Lists={state}/lists", f"Dir::Cache={state}/cache", "Debug::NoLocking=1")
     options = [word for value in (*values, "APT::Sandbox::User=root") for word in ("-o", value)]
     fresh = state / "updated"
-    if not fresh.exists():
+    if not fresh.exists() or time.time() - fresh.stat().st_mtime > _FRESH:
         done = client(["apt-get", "-qq", *options, "update"], folder)
         if not done.returncode:
             fresh.touch()
