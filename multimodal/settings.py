@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -39,6 +40,17 @@ def read(kind: type[T], path: Path) -> T:
     if not path.is_file():
         raise ValueError(f"{path} is not there; a run's folder holds one")
     return from_json(kind, path.read_text(encoding="utf-8"), name=str(path))
+
+
+def differences(one: Any, other: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(dotted name, value in `one`, value in `other`) for every setting in which two dataclasses of a kind differ."""
+    if not is_dataclass(one) or type(one) is not type(other):
+        if one != other:
+            yield name, one, other
+        return
+    for field in fields(one):
+        path = f"{name}.{field.name}" if name else field.name
+        yield from differences(getattr(one, field.name), getattr(other, field.name), path)
 
 
 def did_you_mean(word: str, known: list[str]) -> str:

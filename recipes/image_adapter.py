@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,17 +25,17 @@ from accelerate.utils import broadcast_object_list
 from adapters import ImageAdapterConfig
 from encoders import ImageEncoder, ImageEncoderConfig
 from multimodal.batch import Batch, stand_in
-from multimodal.checkpoint import Parts, describe, save_parts, save_weights
+from multimodal.checkpoint import describe, load_weights, save_parts, save_weights
 from multimodal.command_line import parse
 from multimodal.composition import start_placeholder, with_image
 from multimodal.data.augmentation import augment
-from multimodal.data.pictures import PictureData, captioned, fill, picture_loader, sources
+from multimodal.data.pictures import PictureData, captioned, fill, picture_loader, sources, starting
 from multimodal.frozen_stream import FrozenStream
 from multimodal.lexical_start import lexical_start
 from multimodal.model import MultimodalModel
 from multimodal.precision import Precision, chosen
 from multimodal.prompt import PromptReader
-from multimodal.settings import to_json
+from multimodal.settings import differences, read, to_json
 from multimodal.training import (
     LiveProgress,
     Metrics,
@@ -46,6 +47,7 @@ from multimodal.training import (
     frozen_digests,
     learning,
     load_state,
+    open_parameters,
     prepare,
     save_state,
     token_loss,
@@ -63,6 +65,8 @@ class Config:
     """The backbone: a folder in Hugging Face's or Meta's layout, or a hub id."""
     precision: Precision = "auto"
     """Of the frozen parts, and of what is multiplied while training; what learns is kept in float32."""
+    begin: str = ""
+    """A run whose adapter (and encoder, if that learned) this one begins with; its optimizer begins anew."""
     start: Literal["lexical", "random"] = "random"
     """lexical: projector, values and outputs begin in closed form (multimodal.lexical_start); needs the cache."""
     encoder: ImageEncoderConfig
@@ -81,15 +85,21 @@ class Config:
 
 
 _KIT = "downloads/shards"
-_FROZEN = ("placeholder", r"projector\.out\..*", r"projector\.radial\.(mean|whitening|keys)")
+_FROZEN = ("placeholder", r"projector\.out\..*", r"projector\.recall\.(mean|whitening|keys)")
 """Of the demo's adapter: a word's embedding (so that the text's stream below can be remembered), and closed forms."""
 _DEMO = Config(
     start="lexical",
     encoder=ImageEncoderConfig(name="timm/downloads/models/efficientnet-lite0", layers=(4, "final"), pooled=True),
     adapter=ImageAdapterConfig(
-        at=(26, 28), feed_forward=576, gate=0.5, radial=2816, positions="fourier", mixer=256, noise=0.3
+        at=(26, 28), feed_forward=576, gate=0.5, recall=2560, positions="fourier", mixer=256, noise=0.3
     ),
-    data=PictureData(train=(f"{_KIT}/train", f"{_KIT}/scenes"), weights=(0.4, 0.6), cache="runs/features", batch=32),
+    data=PictureData(
+        train=(f"{_KIT}/train", f"{_KIT}/scenes"),
+        weights=(0.4, 0.6),
+        start=(f"{_KIT}/train", f"{_KIT}/scenes-start"),
+        batch=32,
+        cache="runs/features",
+    ),
     training=TrainingConfig(
         learns=(*((rf"adapters\.image\.{name}", 0.0) for name in _FROZEN), (r"adapters\.image\..*", 1.0)),
         steps=900,
@@ -100,7 +110,49 @@ _DEMO = Config(
         betas=(0.9, 0.98),
     ),
 )
-PRESETS: dict[str, Config] = {"demo": _DEMO}
+
+
+def paper(text: str, blocks: int, *, annealing: bool) -> Config:
+    """The paper's settings (section 7.4.1) for a text model of so many blocks: a cross-attention before every fourth.
+
+    Initial pretraining sees about 6B pairs at up to four tiles of 336 pixels with a learning rate of 1e-3; annealing
+    about
+    500M pictures at a higher resolution (448, as the smaller released model) with a new optimizer, warmed up to 2e-5.
+    Batch 16,384 and weight decay 0.01 are the paper's; how many steps that makes is arithmetic.
+    """
+    batch = 16_384
+    return Config(
+        text=text,
+        begin="runs/image_adapter" if annealing else "",
+        encoder=ImageEncoderConfig(
+            name="llama-vision", layers=(4, 8, 16, 24, 31, "final"), pixels=448 if annealing else 336, tiles=4
+        ),
+        adapter=ImageAdapterConfig(at=tuple(range(3, blocks, 4))),
+        data=PictureData(train=("shards/train-*.tar",), batch=batch, caption_prompt=""),
+        training=TrainingConfig(
+            learns=((r"encoders\.image\..*", 1.0), (r"adapters\.image\..*", 1.0)),
+            steps=(500_000_000 if annealing else 6_000_000_000) // batch,
+            learning_rate=2e-5 if annealing else 1e-3,
+            warm_up=1000,
+            floor=0.0,
+            weight_decay=0.01,
+            recompute=True,
+        ),
+        out="runs/image_adapter_annealed" if annealing else "runs/image_adapter",
+        save_every=500,
+        stream=0.0,
+    )
+
+
+_8B, _70B = "meta-llama/Llama-3.1-8B", "meta-llama/Llama-3.1-70B"
+PRESETS = {
+    "demo": _DEMO,
+    "hour": replace(_DEMO, training=replace(_DEMO.training, steps=3000)),
+    "llama3-8b": paper(_8B, 32, annealing=False),
+    "llama3-8b-annealing": paper(_8B, 32, annealing=True),
+    "llama3-70b": paper(_70B, 80, annealing=False),
+    "llama3-70b-annealing": paper(_70B, 80, annealing=True),
+}
 
 
 def build(config: Config, text: TextBackbone | None = None) -> MultimodalModel:
@@ -132,15 +184,27 @@ def main(config: Config) -> None:
     ):
         encoder = model.encoders["image"].to(accelerator.device)
         assert isinstance(encoder, ImageEncoder)
+        # Ahead of `prepare`, so that the cache knows of an encoder that is to learn.
+        open_parameters(model, config.training.learns)
         if config.data.cache:
-            for done in fill(config.data, examples, encoder, augment=augment, rank=rank, ranks=ranks):
+            first = starting(config.data) if config.start == "lexical" else []
+            for done in fill(config.data, [*examples, *first], encoder, augment=augment, rank=rank, ranks=ranks):
+                if stop.asked:
+                    return
                 progress.note(f"features: {done.stored} made, {done.found} found, {done.skipped.total()} broken")
             accelerator.wait_for_everyone()
+        if config.begin:
+            load_weights(Path(config.begin), model)
         if config.start == "lexical":
-            lexical_start(model, tokenizer, captioned(config.data, examples, encoder))
+            lexical_start(model, tokenizer, captioned(config.data, starting(config.data), encoder))
         model, optimizer = prepare(accelerator, model, config.training)
         frozen = frozen_digests(model)
-        identity = {"backbone": parts.text_fingerprint, "config": to_json(begun(config))}
+        assert parts.image is not None
+        identity = {
+            "backbone": parts.text_fingerprint,
+            "encoder": parts.image.encoder_fingerprint,
+            "config": to_json(begun(config)),
+        }
         start = Position()
         if config.resume:
             start = load_state(accelerator, out / "state", model, optimizer, identity=identity)
@@ -176,7 +240,7 @@ def main(config: Config) -> None:
         check_frozen(model, frozen)
         if accelerator.is_main_process and not stop.asked:
             seconds = time.monotonic() - began
-            finish(config, model, parts, frozen=len(frozen), steps=config.training.steps, seconds=seconds)
+            finish(config, model, frozen=len(frozen), left_out=loader.tolerance.skipped, seconds=seconds)
 
 
 def loss(model: MultimodalModel, batch: Batch, stream: FrozenStream | None) -> tuple[torch.Tensor, int]:
@@ -189,7 +253,7 @@ def begun(config: Config) -> Config:
     data = replace(config.data, cache="", reading=type(config.data.reading)())
     training = replace(config.training, accumulate=1, recompute=False)
     plain = Config(text="", encoder=config.encoder, adapter=config.adapter, data=data, training=training)
-    return replace(plain, precision=config.precision, start=config.start)
+    return replace(plain, precision=config.precision, begin=config.begin, start=config.start)
 
 
 def claim(accelerator: Accelerator, config: Config) -> None:
@@ -200,7 +264,9 @@ def claim(accelerator: Accelerator, config: Config) -> None:
             out.mkdir(parents=True, exist_ok=True)
             if not config.resume and any((out / name).exists() for name in ("state", "training.json")):
                 problem = f"{out} holds a run already; go on with --resume, choose another --out, or remove it"
-            else:
+            elif (out / "state").exists():
+                problem = other_course(config, out / "config.json")
+            if not problem:
                 write_text(out / "config.json", to_json(replace(config, resume=False)))
         except OSError as error:
             problem = f"{out} cannot be written: {error}; choose another --out"
@@ -210,16 +276,26 @@ def claim(accelerator: Accelerator, config: Config) -> None:
         raise SystemExit(problems[0])
 
 
-def finish(config: Config, model: MultimodalModel, parts: Parts, *, frozen: int, steps: int, seconds: float) -> None:
+def other_course(config: Config, file: Path) -> str:
+    """What of `config` is not as the run in `file` began; empty where it may go on with it."""
+    then, now = begun(read(Config, file)), begun(config)
+    for path, before, after in differences(then, now):
+        return f"{file.parent} was begun with {path} {before}, not {after}; resume with that, or choose another --out"
+    return ""
+
+
+def finish(config: Config, model: MultimodalModel, *, frozen: int, left_out: Counter[str], seconds: float) -> None:
     """Writes the adapter, what it was composed with, and what the run cost and left untouched."""
     out = Path(config.out)
     save_weights(out, model)
-    save_parts(out, parts)
+    # Described as it is now: an encoder that learned is another one than it was.
+    save_parts(out, describe(model, text=config.text, caption_prompt=config.data.caption_prompt))
     about = {
-        "steps": steps,
+        "steps": config.training.steps,
         "train_seconds": round(seconds, 1),
         "trained_parameters": sum(weight.numel() for weight in learning(model).values()),
         "frozen_tensors_unchanged": frozen,
+        "left_out": dict(left_out),
     }
     write_text(out / "training.json", json.dumps(about, indent=2) + "\n")
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import PIL.Image
@@ -31,7 +32,7 @@ from text_backbone.tokenizer import Tokenizer
 class Letters(Tokenizer):
     """One token a character; `<s>` begins, `<e>` ends a turn, `<u>` and `<a>` open a turn of user and assistant."""
 
-    controls = {"<s>": 0, "<e>": 1, "<u>": 2, "<a>": 3}
+    controls: ClassVar[dict[str, int]] = {"<s>": 0, "<e>": 1, "<u>": 2, "<a>": 3}
     begin, stops, pad = 0, (1,), 1
     _first = 4
     size = 100

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +28,7 @@ from multimodal.training import (
     save_state,
     train,
 )
+from tests.lives import serve
 
 WIDTH, WORDS, ROWS = 16, 11, 8
 
@@ -116,8 +116,6 @@ class Tiny:
     """Seconds between steps."""
     stop_after: int = 0
     """Ends after this step, as if it had been asked to."""
-    die_at: int = 0
-    """SIGKILL itself at this call of fsync, rename or unlink."""
 
 
 def batches(tiny: Tiny, accelerator: Accelerator, first: int, accumulate: int):
@@ -133,8 +131,6 @@ def batches(tiny: Tiny, accelerator: Accelerator, first: int, accumulate: int):
 
 
 def run(tiny: Tiny) -> None:
-    if tiny.die_at:
-        _die_at(tiny.die_at)
     accelerator = Accelerator(mixed_precision=tiny.mixed_precision)
     folder = Path(tiny.folder)
     model = tiny_model()
@@ -177,39 +173,9 @@ def save(
     save_state(accelerator, Path(tiny.folder) / "state", model, optimizer, at, identity=identity)
 
 
-def _die_at(call: int) -> None:
-    """The process kills itself at its `call`-th fsync, rename or unlink: wherever a save changes the disk."""
-    left = [call]
-
-    def deadly(original):
-        def counted(*args, **kwargs):
-            left[0] -= 1
-            if not left[0]:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return original(*args, **kwargs)
-
-        return counted
-
-    for name in ("fsync", "rename", "replace", "unlink", "rmdir"):
-        setattr(os, name, deadly(getattr(os, name)))
-
-
-def serve() -> None:
-    """Forks a run for each line of JSON, so that a life does not pay for the imports; prints the pids, then the ends.
-
-    With "processes": n it forks n ranks of one run.
-    """
-    _warm()
-    for number, line in enumerate(sys.stdin):
-        asked = json.loads(line)
-        processes = asked.pop("processes", 1)
-        children = [
-            _fork(Tiny(**asked), rank, processes, port=29500 + (os.getpid() + number) % 2000)
-            for rank in range(processes)
-        ]
-        print(json.dumps(children), flush=True)
-        ends = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-        print(json.dumps(ends), flush=True)
+def live(**tiny: Any) -> None:
+    """A life of a run."""
+    run(Tiny(**tiny))
 
 
 def _warm() -> None:
@@ -219,31 +185,10 @@ def _warm() -> None:
     torch.optim.AdamW([weight], fused=True).step()
 
 
-def _fork(tiny: Tiny, rank: int, processes: int, *, port: int) -> int:
-    child = os.fork()
-    if child:
-        return child
-    code = 1
-    # What a run prints is no answer to who drives the server.
-    os.dup2(2, 1)
-    try:
-        if processes > 1:
-            os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE=str(processes))
-            os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
-        run(tiny)
-        code = 0
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 1
-    except BaseException as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-    finally:
-        sys.stderr.flush()
-        os._exit(code)
-
-
 if __name__ == "__main__":
     torch.set_num_threads(1)
     if sys.argv[1] == "serve":
-        serve()
+        _warm()
+        serve(live)
     else:
         run(Tiny(**json.loads(sys.argv[1])))
