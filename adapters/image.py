@@ -51,8 +51,8 @@ class ImageAdapterConfig:
     projector_hidden: int = 0
     """Hidden width of a projector of two layers; 0 for a single linear one, as in the paper's release."""
 
-    radial: int = 0
-    """Radial units on the features of whole tiles (encoders with a class token, or `pooled`)."""
+    recall: int = 0
+    """Things that are remembered by the features of whole tiles (of encoders with a class token, or `pooled`)."""
 
     positions: Literal["fourier", "none"] = "none"
     """Whether features are told where they lie: needed where the vision model does not say so itself."""
@@ -90,7 +90,7 @@ class ImageAdapter(nn.Module):
             config.width,
             hidden=config.projector_hidden,
             norm=config.projector_norm,
-            radial=config.radial,
+            recall=config.recall,
             places=config.positions == "fourier",
             mixer=config.mixer,
             noise=config.noise,
@@ -118,8 +118,8 @@ class ImageAdapter(nn.Module):
     ) -> Memory:
         """Keys and values of packed features for every block: once a picture, however many tokens look at it.
 
-        `places` (encoders.ImageEncoder.places) are needed where the config's positions are "fourier" or it has radial
-        units, `pictures` (which picture a feature is of, in rising order) where it has a mixer.
+        `places` (encoders.ImageEncoder.places) are needed where the config's positions are "fourier" or it has a
+        recall, `pictures` (which picture a feature is of, in rising order) where it has a mixer.
         """
         media = self.projector(features, places, pictures)
         keys, values = zip(*(one.remember(media) for one in self.attentions()), strict=True)

@@ -8,13 +8,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from adapters.places import FourierPlaces
-from adapters.radial import RadialUnits
+from adapters.recall import Recall
 
 
 class Projector(nn.Module):
     """Features to media rows that the cross-attention reads.
 
-    A linear map (as in the paper's release), or two layers; radial units on the features of whole tiles; a code for
+    A linear map (as in the paper's release), or two layers; recall of names on the features of whole tiles; a code for
     where a feature lies; a narrow Transformer over each picture's features (for what no single place shows: how many,
     left of what); a norm. All but the linear map are options.
     """
@@ -26,7 +26,7 @@ class Projector(nn.Module):
         *,
         hidden: int = 0,
         norm: bool = False,
-        radial: int = 0,
+        recall: int = 0,
         places: bool = False,
         mixer: int = 0,
         noise: float = 0.0,
@@ -36,7 +36,7 @@ class Projector(nn.Module):
         self.norm = nn.LayerNorm(features) if norm else None
         self.hidden = nn.Linear(features, hidden) if hidden else None
         self.out = nn.Linear(hidden or features, width)
-        self.radial = RadialUnits(features, width, radial) if radial else None
+        self.recall = Recall(features, width, recall) if recall else None
         self.places = FourierPlaces(width) if places else None
         self.mixer = Mixer(width, mixer) if mixer else None
         self.out_norm = nn.RMSNorm(width) if mixer else None
@@ -61,9 +61,9 @@ class Projector(nn.Module):
         if self.hidden is not None:
             plain = F.gelu(self.hidden(plain))
         media = self.out(plain)
-        if self.radial is not None:
+        if self.recall is not None:
             whole = (_given(places, "places")[:, 2] == 1).nonzero()[:, 0]
-            media = media.index_add(0, whole, self.radial(x[whole]).to(media.dtype))
+            media = media.index_add(0, whole, self.recall(x[whole]).to(media.dtype))
         return media
 
 

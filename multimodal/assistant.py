@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from multimodal.batch import Batch
 from multimodal.checkpoint import PARTS, ImageParts, Parts, check_backbone, check_encoder, load_weights, read_parts
 from multimodal.media import PictureReader
 from multimodal.model import MultimodalModel
@@ -28,7 +29,7 @@ class Assistant:
         self.tokenizer = tokenizer
         self.caption_prompt = caption_prompt
         """The words that stood between picture and caption when the image adapter was trained."""
-        self._pictures = PictureReader(model)
+        self.pictures = PictureReader(model)
         self._prompts = PromptReader(tokenizer=tokenizer, vocabulary=model.text.config.vocabulary)
 
     def reply(self, prompt: Prompt, *, raw: bool = False, max_new: int = 128, sampling: Sampling | None = None) -> str:
@@ -59,6 +60,10 @@ class Assistant:
         """A caption for each prompt (mostly one Image), asked for in the words of the adapter's training."""
         return self.batch([[*parts_of(image), self.caption_prompt] for image in images], raw=True, max_new=max_new)
 
+    def prepared(self, prompts: Sequence[Prompt], *, raw: bool = False) -> Batch:
+        """The prompts as the batch that the model reads, for those who want tensors: `assistant.model(batch, ...)`."""
+        return self.pictures.batch([self._row(prompt, raw) for prompt in prompts])
+
     def chat(self, *, system: str | None = None) -> Chat:
         """A conversation that remembers its turns and its pictures."""
         return Chat(self, system=system)
@@ -69,7 +74,7 @@ class Assistant:
 
         A picture stands in the tokens as one id, the vocabulary's size.
         """
-        batch = self._pictures.batch([self._row(prompt, raw)])
+        batch = self.prepared([prompt], raw=raw)
         return batch.tokens[0], self.model(batch, every_position=True)[0]
 
     def detach(self) -> TextBackbone:
@@ -92,7 +97,7 @@ class Assistant:
     @torch.no_grad()
     def _generate(self, rows: Sequence[Row], max_new: int, sampling: Sampling | None) -> Iterator[list[int | None]]:
         """For every step a token for each row, None where the row has ended."""
-        batch = self._pictures.batch(rows)
+        batch = self.pictures.batch(rows)
         memory = self.model.remember(batch)
         last = batch.lengths - 1
         # What follows sees what the prompt's last token sees.
@@ -142,7 +147,8 @@ def load(
     device: torch.device | str = "cpu",
     allow_other_backbone: bool = False,
 ) -> Assistant:
-    """An assistant from a run's folder, or from a backbone's folder (or hub id) with the runs whose adapters it shall wear.
+    """An assistant from a run's folder, or from a backbone's folder (or hub id) with the runs whose adapters it shall
+    wear.
 
     ValueError where a folder is neither, where two runs bring the same modality, or where an adapter was trained on
     another backbone (unless `allow_other_backbone`).
@@ -150,8 +156,9 @@ def load(
     folder = Path(source)
     if (folder / PARTS).is_file():
         if adapters:
+            backbone = read_parts(folder).text
             raise ValueError(
-                f"{folder} is a run; to add adapters, load its backbone: load({read_parts(folder).text!r}, adapters=[...])"
+                f"{folder} is a run; to add adapters, load its backbone: load({backbone!r}, adapters=[...])"
             )
         runs, origin = [folder], read_parts(folder).text
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -36,7 +37,9 @@ class Item:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """B rows, right padded to T tokens, and all their pictures packed one behind the other: no padding among the features."""
+    """B rows, right padded to T tokens, and all their pictures packed one behind the other: no padding among the
+    features.
+    """
 
     tokens: Int[Tensor, "B T"]
     lengths: Int[Tensor, "B"]
@@ -111,7 +114,7 @@ def collate(items: Sequence[Item], *, pad: int, width: int | None = None) -> Bat
     )
 
 
-def _packed_media(pictures: Sequence[Picture]) -> dict[str, Tensor]:
+def _packed_media(pictures: Sequence[Picture]) -> dict[str, Any]:
     """Features where every picture has them, tiles where every picture has those; a mixture is our own mistake."""
     if not pictures:
         return {}
@@ -124,7 +127,8 @@ def _packed_media(pictures: Sequence[Picture]) -> dict[str, Tensor]:
 
 
 def stand_in(batch: Batch | None, *, tile: tuple[int, int, int], places: Float[Tensor, "m 3"], pad: int) -> Batch:
-    """A batch that has media: `batch` itself, or with one more row, of which nothing is learned, that sees a blank picture.
+    """A batch that has media: `batch` itself, or with one more row, of which nothing is learned, that sees a blank
+    picture.
 
     Sharded training (FSDP2) wants every process to run the same modules, whatever its samples hold.
     """

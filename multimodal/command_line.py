@@ -15,7 +15,8 @@ C = TypeVar("C")
 
 
 def parse(presets: Mapping[str, C], *, about: str, args: Sequence[str] | None = None) -> C:
-    """The config that the command line asks for: a preset (the first one when none is named) or a run's, then changes to it.
+    """The config that the command line asks for: a preset (the first one when none is named) or a run's, then changes
+    to it.
 
     Errors end the process with one line and status 2.
     """
@@ -26,7 +27,8 @@ def parse(presets: Mapping[str, C], *, about: str, args: Sequence[str] | None = 
         print(error, file=sys.stderr)
         raise SystemExit(2) from error
     named = "\n".join(f"  {name}" for name in presets)
-    usage = f"{about}\n\nPresets (first word of the command line):\n{named}\n\n--config FILE starts from a run's config.json instead."
+    usage = f"{about}\n\nPresets (first word of the command line):\n{named}"
+    usage += "\n\n--config FILE starts from a run's config.json instead."
     return tyro.cli(type(base), default=base, args=words, description=usage)
 
 

@@ -49,5 +49,6 @@ def fit(adapter: ImageAdapterConfig, text: TextBackbone, features: int) -> Image
 def start_placeholder(model: MultimodalModel, tokenizer: Tokenizer, word: str = " picture") -> None:
     """Lets the picture's placeholder begin as the embedding of a word that text models know."""
     rows = model.text.embed(torch.tensor([tokenizer.encode(word)], device=model.text.model.embed_tokens.weight.device))
-    placeholder = model.adapters["image"].placeholder
-    placeholder.copy_(rows[0].mean(0).to(placeholder))
+    adapter = model.adapters["image"]
+    assert isinstance(adapter, ImageAdapter)
+    adapter.placeholder.copy_(rows[0].mean(0).to(adapter.placeholder))

@@ -2,10 +2,11 @@
 
 A gated adapter that starts at random spends most of its training on finding out which feature means which word. That
 part has a closed form. The text model's own embedding table gives every word a code; a ridge regression takes a
-picture's mean feature to the sum of its caption's codes, and because it is linear it does so for every patch too, at its
-place. Kernel ridge regression gives the radial units the names of single things, which no linear map of one example each
-can hold. The cross-attention's values and outputs start as a copy, so that what a patch shows is what the text is drawn
-to say. Training then learns when to look where, and how to make a sentence of it.
+picture's mean feature to the sum of its caption's codes, and because it is linear it does so for every patch too, at
+its place. Names of single things, which no linear map of one example each can hold, are remembered as they are: a key
+for each short caption (the mean direction of its pictures) whose value is the caption's code. The cross-attention's
+values and outputs start as a copy, so that what a patch shows is what the text is drawn to say. Training then learns
+when to look where, and how to make a sentence of it.
 """
 
 from __future__ import annotations
@@ -21,14 +22,13 @@ from torch import Tensor
 
 from adapters import ImageAdapter
 from adapters.projector import Projector
-from adapters.radial import RadialUnits, rooted
+from adapters.recall import Recall, rooted
 from multimodal.model import MultimodalModel
 from text_backbone import TextBackbone, Tokenizer
 
 _COMMON = 0.3
 """Words that stand in more than this share of the captions name nothing and are left out."""
 _LINEAR_RIDGE = 0.1
-_RADIAL_RIDGE = 0.01
 _WHITENING = 0.1
 _FEWEST_GROUPS = 100
 """Captions with several pictures that it takes to know how pictures of one thing differ."""
@@ -45,10 +45,10 @@ class Captioned:
 
 @torch.no_grad()
 def lexical_start(model: MultimodalModel, tokenizer: Tokenizer, pictures: Iterable[Captioned]) -> None:
-    """Sets the image adapter's projector, radial units, values and outputs from captioned pictures.
+    """Sets the image adapter's projector, recall, values and outputs from captioned pictures.
 
-    Takes seconds for some thousand pictures. ValueError for fewer than two different captions, or for a projector of two
-    layers, which has no closed form.
+    Takes seconds for some thousand pictures. ValueError for fewer than two different captions, or for a projector of
+    two layers, which has no closed form.
     """
     adapter = model.adapters["image"]
     assert isinstance(adapter, ImageAdapter)
@@ -69,9 +69,9 @@ def lexical_start(model: MultimodalModel, tokenizer: Tokenizer, pictures: Iterab
     centre = targets.mean(0)
     patches = torch.stack([one.patches for one in known]).float()
     scale = _start_linear(projector, patches, targets - centre)
-    if projector.radial is not None:
+    if projector.recall is not None:
         whole = torch.stack([one.whole for one in known]).float()
-        _start_radial(projector.radial, whole, (targets - centre) * scale, [one.caption for one in known], said)
+        _start_recall(projector.recall, whole, targets * scale, [one.caption for one in known], said)
     stream = _stream_scale(model, said[:32])
     for block, size in zip(adapter.attentions(), stream, strict=True):
         block.copy_directions(_leading(codes, block.kv_heads * block.head_width), size=size)
@@ -109,7 +109,9 @@ def _bags(captions: Sequence[Sequence[int]], words: Sequence[int]) -> Float[Tens
 
 
 def _start_linear(projector: Projector, patches: Float[Tensor, "n E"], targets: Float[Tensor, "n D"]) -> float:
-    """Ridge regression from standardised mean features, folded into the linear layer; the scale its output was given."""
+    """Ridge regression from standardised mean features, folded into the linear layer; the scale its output was
+    given.
+    """
     mean, deviation = patches.mean(0), patches.std(0) + 1e-3
     x = (patches - mean) / deviation
     n = len(x)
@@ -121,29 +123,38 @@ def _start_linear(projector: Projector, patches: Float[Tensor, "n E"], targets: 
     return scale
 
 
-def _start_radial(
-    units: RadialUnits,
+def _start_recall(
+    recall: Recall,
     whole: Float[Tensor, "n E"],
     targets: Float[Tensor, "n D"],
     captions: Sequence[str],
     said: Sequence[Sequence[int]],
 ) -> None:
-    """Kernel ridge regression on whitened features; the keys are the pictures with the shortest captions: names."""
-    shortest = sorted(range(len(said)), key=lambda i: (len(said[i]), i))[: len(units.keys)]
-    chosen = torch.tensor(shortest)
-    x = rooted(whole[chosen])
-    units.mean.copy_(x.mean(0))
-    units.whitening.copy_(_whitening(x - x.mean(0), [captions[i].lower() for i in shortest]))
-    keys = units.directions(whole[chosen])
-    near = torch.exp(units.sharpness * (keys @ keys.T - 1))
-    values = torch.linalg.solve(near + _RADIAL_RIDGE * torch.eye(len(near)), targets[chosen])
-    units.keys[: len(keys)].copy_(keys)
-    units.values.zero_()
-    units.values[: len(keys)].copy_(values)
+    """Remembers the pictures of the shortest captions, which are names, under one key a caption."""
+    groups: dict[str, list[int]] = {}
+    for i in sorted(range(len(said)), key=lambda i: (len(said[i]), i)):
+        groups.setdefault(_plain(captions[i]), []).append(i)
+    remembered = dict(list(groups.items())[: len(recall.keys)])
+    rows = [i for group in remembered.values() for i in group]
+    x = rooted(whole[torch.tensor(rows)])
+    recall.mean.copy_(x.mean(0))
+    recall.whitening.copy_(_whitening(x - x.mean(0), [_plain(captions[i]) for i in rows]))
+    recall.keys.zero_()
+    recall.values.zero_()
+    for number, group in enumerate(remembered.values()):
+        recall.keys[number] = recall.directions(whole[torch.tensor(group)]).sum(0)
+        recall.values[number] = targets[group[0]]
+
+
+def _plain(caption: str) -> str:
+    """A caption's words, so that "A cow." and "cow" are one thing."""
+    return caption.lower().strip(" .!").removeprefix("a ").removeprefix("an ")
 
 
 def _whitening(x: Float[Tensor, "n E"], captions: Sequence[str]) -> Float[Tensor, "E E"]:
-    """Makes small the directions in which pictures of one caption differ; of all pictures, where few share a caption."""
+    """Makes small the directions in which pictures of one caption differ; of all pictures, where few share a
+    caption.
+    """
     groups: dict[str, list[int]] = {}
     for row, caption in enumerate(captions):
         groups.setdefault(caption, []).append(row)

@@ -25,33 +25,42 @@ class PictureReader:
 
     def batch(self, rows: Sequence[Row]) -> Batch:
         """The rows with their pictures' features as one batch on the model's device."""
-        pictures = {id(image): image for row in rows for image in row.images}
-        known = {identity: self._picture(image) for identity, image in pictures.items()}
+        shown = {id(image): image for row in rows for image in row.images}
+        known = dict(zip(shown, self.pictures(list(shown.values())), strict=True))
         items = [Item(row=row, pictures=tuple(known[id(image)] for image in row.images)) for row in rows]
-        pad = self._model.text.config.pad
-        return collate(items, pad=pad).to(device_of(self._model))
+        return collate(items, pad=self._model.text.config.pad).to(device_of(self._model))
 
     @torch.no_grad()
-    def _picture(self, image: Image) -> Picture:
-        key = image.key()
-        if key not in self._known:
-            self._known[key] = encode_picture(self._model, image)
-            while len(self._known) > self._keep:
-                self._known.popitem(last=False)
-        self._known.move_to_end(key)
-        return self._known[key]
+    def pictures(self, images: Sequence[Image]) -> list[Picture]:
+        """The features of each picture; those that are not known yet are encoded together."""
+        keys = [image.key() for image in images]
+        new = {key: image for key, image in zip(keys, images, strict=True) if key not in self._known}
+        made = dict(zip(new, encode_pictures(self._model, list(new.values())), strict=True)) if new else {}
+        found = [made[key] if key in made else self._known[key] for key in keys]
+        for key, picture in zip(keys, found, strict=True):
+            self._known[key] = picture
+            self._known.move_to_end(key)
+        while len(self._known) > self._keep:
+            self._known.popitem(last=False)
+        return found
 
 
-def encode_picture(model: MultimodalModel, image: Image) -> Picture:
-    """The features of one picture and their places."""
+def encode_pictures(model: MultimodalModel, images: Sequence[Image]) -> list[Picture]:
+    """The features of pictures and their places, on the model's device."""
     if "image" not in model.encoders:
         raise ValueError(
             "the prompt holds a picture, but the model has no image encoder; load it with an image adapter"
         )
     encoder = model.encoders["image"]
     assert isinstance(encoder, ImageEncoder)
-    tiles = to_tiles(image.open(), encoder.preprocess)
-    pixels = tiles.pixels.to(device_of(model))
-    owners = torch.zeros(len(pixels), dtype=torch.long, device=pixels.device)
-    places = encoder.places(tiles.grid)
-    return Picture(places=places, features=encoder(pixels, owners, places.to(pixels.device)).flatten(0, 1))
+    cut = [to_tiles(image.open(), encoder.preprocess) for image in images]
+    counts = [len(tiles.pixels) for tiles in cut]
+    places = [encoder.places(tiles.grid) for tiles in cut]
+    device = device_of(model)
+    owners = torch.arange(len(cut)).repeat_interleave(torch.tensor(counts))
+    pixels = torch.cat([tiles.pixels for tiles in cut]).to(device)
+    features = encoder(pixels, owners.to(device), torch.cat(places).to(device))
+    return [
+        Picture(places=place.to(device), features=rows.flatten(0, 1))
+        for place, rows in zip(places, features.split(counts), strict=True)
+    ]

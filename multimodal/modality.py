@@ -13,7 +13,9 @@ import PIL.Image
 from encoders.pixels import read_image
 
 PLACEHOLDERS = {"image": 0, "video": 1, "speech": 2}
-"""A medium stands in the tokens as id vocabulary + offset: Llama 3.2's `<|image|>` (128256, vocabulary 128256) is the same rule."""
+"""A medium stands in the tokens as id vocabulary + offset: Llama 3.2's `<|image|>` (128256, vocabulary 128256) is the
+same rule.
+"""
 
 ImageSource = str | Path | bytes | PIL.Image.Image | np.ndarray
 
@@ -28,11 +30,15 @@ class Image:
     source: ImageSource
 
     def open(self) -> PIL.Image.Image:
-        """The picture in RGB: rotation applied, transparency laid on white, of any source mode (encoders.pixels.read_image)."""
+        """The picture in RGB: rotation applied, transparency laid on white, of any source mode
+        (encoders.pixels.read_image).
+        """
         return read_image(self.source)
 
     def key(self) -> str:
-        """The picture's identity for caches: mode, size and pixels, so that no two pictures share one (bytes alone may)."""
+        """The picture's identity for caches: mode, size and pixels, so that no two pictures share one (bytes alone
+        may).
+        """
         opened = self.open()
         digest = hashlib.sha256(f"{opened.mode} {opened.size}".encode())
         digest.update(opened.tobytes())

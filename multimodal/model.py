@@ -1,4 +1,6 @@
-"""The whole composition: a frozen text model, encoders that turn media into features, adapters that let the text see them."""
+"""The whole composition: a frozen text model, encoders that turn media into features, adapters that let the text see
+them.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from text_backbone.model import Before, Embeds
 
 
 class MultimodalModel(nn.Module):
-    """`text`, `encoders.<modality>` and `adapters.<modality>`: the parts know nothing of each other, only tensors cross."""
+    """`text`, `encoders.<modality>` and `adapters.<modality>`: the parts know nothing of each other, only tensors
+    cross.
+    """
 
     def __init__(
         self, text: TextBackbone, encoders: Mapping[str, nn.Module], adapters: Mapping[str, nn.Module]
@@ -27,7 +31,8 @@ class MultimodalModel(nn.Module):
         self.adapters = nn.ModuleDict(adapters)
 
     def forward(self, batch: Batch, *, every_position: bool = False, stream: Tensor | None = None) -> Tensor:
-        """Logits where the batch has targets, [S, V] in row-major order; with `every_position` at all tokens, [B, T, V].
+        """Logits where the batch has targets, [S, V] in row-major order; with `every_position` at all tokens, [B, T,
+        V].
 
         `stream` is the text's residual stream ahead of the first adapter block, where the caller knows it already
         (multimodal.frozen_stream).
@@ -43,12 +48,13 @@ class MultimodalModel(nn.Module):
     @property
     def first_block(self) -> int:
         """The lowest text block that an adapter stands before: the stream below it is the text model's alone."""
-        return min(
-            (at for adapter in self.adapters.values() for at in adapter.config.at), default=self.text.config.layers
-        )
+        starts = [adapter.config.at[0] for adapter in self.adapters.values() if isinstance(adapter, ImageAdapter)]
+        return min(starts, default=self.text.config.layers)
 
     def remember(self, batch: Batch) -> Memory | None:
-        """What the adapter keeps of the batch's pictures (keys and values), once per picture; None where there are none."""
+        """What the adapter keeps of the batch's pictures (keys and values), once per picture; None where there are
+        none.
+        """
         if not batch.has_media:
             return None
         adapter = self._adapter()
@@ -58,7 +64,8 @@ class MultimodalModel(nn.Module):
         """The pictures' features, from the batch where it brings them, else from the encoder."""
         if batch.features is not None:
             return batch.features
-        assert batch.tiles is not None and batch.pictures is not None
+        assert batch.tiles is not None
+        assert batch.pictures is not None
         return self.encoders["image"](batch.tiles, batch.pictures, batch.places).flatten(0, 1)
 
     def before(self, memory: Memory | None, sees: Bool[Tensor, "B T M"]) -> Before:
@@ -79,7 +86,9 @@ class MultimodalModel(nn.Module):
             raise ValueError(
                 f"the prompt holds a picture, but the model's adapters are {sorted(self.adapters)}, not 'image'"
             )
-        return self.adapters["image"]  # type: ignore[return-value]
+        adapter = self.adapters["image"]
+        assert isinstance(adapter, ImageAdapter)
+        return adapter
 
 
 def device_of(model: MultimodalModel) -> torch.device:

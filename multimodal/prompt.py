@@ -71,7 +71,9 @@ class PromptReader:
     """The text model's, above which the placeholders' ids begin."""
 
     def raw(self, prompt: Prompt, answer: str | None = None) -> Row:
-        """Begin-of-text, the prompt as it stands, and, where given, the answer to learn with an end-of-text after it."""
+        """Begin-of-text, the prompt as it stands, and, where given, the answer to learn with an end-of-text after
+        it.
+        """
         tokens = [] if self.tokenizer.begin is None else [self.tokenizer.begin]
         images, slots = [], []
         for part in parts_of(prompt):

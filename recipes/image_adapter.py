@@ -213,6 +213,7 @@ def main(config: Config) -> None:
         loader = picture_loader(
             config.data, examples, reader, encoder, pad=pad, accumulate=accumulate, rank=rank, ranks=ranks
         )
+        side = encoder.preprocess.size
         stream = FrozenStream(model, capacity=int(config.stream * 2**30)) if config.stream else None
         steps = train(
             accelerator,
@@ -223,9 +224,7 @@ def main(config: Config) -> None:
             config.training,
             start=start,
             stop=stop,
-            stand_in=partial(
-                stand_in, tile=(3, encoder.preprocess.size, encoder.preprocess.size), places=encoder.places((1, 1))
-            ),
+            stand_in=partial(stand_in, tile=(3, side, side), places=encoder.places((1, 1)), pad=pad),
         )
         accelerator.init_trackers("scion")
         with Metrics(out / "metrics.jsonl", after=start.step) as metrics:

@@ -1,16 +1,18 @@
-"""Shapes in annotations are enforced while tests run; `kernels` is left out because decorated Triton functions lose their globals."""
+"""Shapes in annotations are enforced while tests run; `kernels` is left out because decorated Triton functions lose
+their globals.
+"""
 
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from jaxtyping import install_import_hook
+from jaxtyping import install_import_hook  # noqa: E402 (the environment comes first)
 
 install_import_hook(["text_backbone", "encoders", "adapters", "multimodal"], "beartype.beartype")
 
-import pytest
-import torch
+import pytest  # noqa: E402 (the hook comes before what it hooks)
+import torch  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ from torchvision.transforms import v2
 # No mirroring: captions speak of left and right.
 _VIEW = v2.Compose(
     [
-        v2.RandomAffine(degrees=8, translate=(0.05, 0.05), scale=(0.85, 1.1), fill=255),
+        v2.RandomAffine(degrees=(-8, 8), translate=(0.05, 0.05), scale=(0.85, 1.1), fill=255),
         v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.3, hue=0.02),
         v2.RandomApply([v2.GaussianBlur(5, sigma=(0.5, 1.5))], p=0.2),
     ]

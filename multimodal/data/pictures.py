@@ -29,6 +29,9 @@ class PictureData:
 
     train: tuple[str, ...]
     """WebDataset shards: paths, folders, globs or `shard-{000..009}.tar`, one entry a source."""
+    start: tuple[str, ...] = ()
+    """Shards that a lexical start is fitted on; none: those of `train`. Better others: of pictures that the start was
+    fitted on, the projector knows more than it will ever know of new ones."""
     weights: tuple[float, ...] = ()
     """Share of each source in a batch; none: all sources are one."""
     batch: int = 48
@@ -46,8 +49,13 @@ class PictureData:
     reading: LoaderConfig = field(default_factory=LoaderConfig)
 
 
+def starting(data: PictureData) -> list[ShardExamples]:
+    """The shards that a lexical start is fitted on."""
+    return [ShardExamples(pattern) for pattern in data.start or data.train]
+
+
 def sources(data: PictureData) -> list[ShardExamples]:
-    """The shards of each source; ValueError for none, BadShard for one that is missing or damaged."""
+    """The training shards of each source; ValueError for none, BadShard for one that is missing or damaged."""
     if not data.train:
         raise ValueError(
             "no training shards are named; give --data.train a path, or make shards with recipes/prepare_shards.py"
@@ -98,7 +106,9 @@ def fill(
     rank: int = 0,
     ranks: int = 1,
 ) -> Iterator[Filled]:
-    """Computes the features that the cache lacks; ValueError for an encoder that learns, whose features would grow old."""
+    """Computes the features that the cache lacks; ValueError for an encoder that learns, whose features would grow
+    old.
+    """
     if any(weight.requires_grad for weight in encoder.parameters()):
         raise ValueError("the image encoder learns, so its features cannot be cached; leave --data.cache empty")
     device = next(encoder.parameters()).device

@@ -23,6 +23,7 @@ from multimodal.training.state import Position
 from multimodal.training.stop import StopSignal
 
 B = TypeVar("B")
+M = TypeVar("M", bound=nn.Module)
 
 # Elements (256 MiB of float32) that are summed over the processes in one go.
 _BUCKET = 2**26
@@ -69,10 +70,10 @@ class Step:
 
 def train(
     accelerator: Accelerator,
-    model: nn.Module,
+    model: M,
     optimizer: torch.optim.Optimizer,
     batches: Iterable[B | None],
-    loss: Callable[[nn.Module, B], tuple[Tensor, int]],
+    loss: Callable[[M, B], tuple[Tensor, int]],
     config: TrainingConfig,
     *,
     start: Position | None = None,
@@ -180,9 +181,9 @@ def _next(source: Iterator[B | None], index: int, place: int, config: TrainingCo
 
 def _accumulate(
     accelerator: Accelerator,
-    model: nn.Module,
+    model: M,
     batch: B,
-    loss: Callable[[nn.Module, B], tuple[Tensor, int]],
+    loss: Callable[[M, B], tuple[Tensor, int]],
     local: _Sums,
     index: int,
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -13,6 +14,8 @@ from torch.distributed.tensor import DTensor
 
 from multimodal.training.config import TrainingConfig
 from multimodal.training.learns import groups, learning, open_parameters, recompute
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
 
 CPU_LAUNCH = "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 recipes/..."
 
@@ -31,9 +34,7 @@ def check_processes(accelerator: Accelerator) -> None:
         )
 
 
-def prepare(
-    accelerator: Accelerator, model: nn.Module, config: TrainingConfig
-) -> tuple[nn.Module, torch.optim.Optimizer]:
+def prepare(accelerator: Accelerator, model: ModelT, config: TrainingConfig) -> tuple[ModelT, torch.optim.Optimizer]:
     """Opens what learns, moves the model to its device, shards it where accelerate's config says FSDP2, makes AdamW.
 
     There is no DistributedDataParallel around the model: `train` sums the gradients itself, once a step, so that every

@@ -1,0 +1,105 @@
+"""A captioning test: captioned pictures of shards, what a model says of each, of a wrong one and of none."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from multimodal.assistant import Assistant
+from multimodal.data.feature_cache import FeatureCache
+from multimodal.data.sentences import Slots
+from multimodal.data.shards import Shards
+from multimodal.evaluation.controls import wrong_medium
+from multimodal.evaluation.nearest_neighbour import NearestNeighbour, pool
+from multimodal.modality import Image
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One captioned picture; `noun` and `slots` where the shard's record has them."""
+
+    key: str
+    picture: bytes
+    caption: str
+    noun: str | None = None
+    slots: Slots | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """The model's captions of a test's pictures, and of its controls, in the order of the samples."""
+
+    right: list[str]
+    wrong_medium: list[str]
+    no_medium: list[str]
+
+
+def read_samples(patterns: str | Path | Sequence[str | Path], *, most: int = 0) -> list[Sample]:
+    """The captioned pictures of shards (conversations are passed over); the first `most` unless that is 0."""
+    samples: list[Sample] = []
+    shards = Shards(patterns)
+    for index in range(len(shards)):
+        record = shards[index]
+        about = json.loads(record.members.get("json", b"{}"))
+        picture = next((data for name, data in record.members.items() if name in ("png", "jpg", "jpeg", "webp")), None)
+        caption = about.get("caption") or record.members.get("txt", b"").decode("utf-8", "replace").strip()
+        if picture is None or not caption:
+            continue
+        slots = Slots.from_json(about["slots"]) if "slots" in about else None
+        samples.append(Sample(key=record.key, picture=picture, caption=caption, noun=about.get("noun"), slots=slots))
+        if len(samples) == most:
+            break
+    if not samples:
+        raise ValueError(f"{patterns} holds no captioned picture")
+    return samples
+
+
+def say(assistant: Assistant, samples: Sequence[Sample], *, batch: int = 64, max_new: int = 32) -> Said:
+    """Greedy captions of each picture, of the picture of another sample, and of no picture."""
+    images = [Image(sample.picture) for sample in samples]
+    wrong = wrong_medium([sample.caption for sample in samples])
+    [nothing] = assistant.batch([assistant.caption_prompt], raw=True, max_new=max_new)
+    right = _captions(assistant, images, batch, max_new)
+    # Greedy captions of a picture are the same whoever is asked about it: the wrong picture's are known already.
+    return Said(right=right, wrong_medium=[right[i] for i in wrong], no_medium=[nothing] * len(samples))
+
+
+def _captions(assistant: Assistant, images: Sequence[Image], batch: int, max_new: int) -> list[str]:
+    return [
+        caption
+        for start in range(0, len(images), batch)
+        for caption in assistant.caption(images[start : start + batch], max_new=max_new)
+    ]
+
+
+def nearest(
+    assistant: Assistant, samples: Sequence[Sample], gallery: Sequence[tuple[bytes, str]], cache: FeatureCache
+) -> list[str]:
+    """The caption of the training picture whose pooled features are nearest: what the features alone can do."""
+    known = [(found.rows, caption) for picture, caption in gallery if (found := cache.find(picture)) is not None]
+    if not known:
+        raise ValueError(
+            f"the cache {cache.folder} holds none of the training pictures; train with it, or fill it first"
+        )
+    index = NearestNeighbour(pool([rows for rows, _ in known]), [caption for _, caption in known])
+    return index.answers(pool(_features(assistant, samples)))
+
+
+def _features(assistant: Assistant, samples: Sequence[Sample], batch: int = 64) -> list[Float[Tensor, "M E"]]:
+    """Features as the training pictures' are stored: in bfloat16."""
+    found: list[Tensor] = []
+    for start in range(0, len(samples), batch):
+        shown = [Image(sample.picture) for sample in samples[start : start + batch]]
+        found += [_stored(picture.features) for picture in assistant.pictures.pictures(shown)]
+    return found
+
+
+def _stored(features: Tensor | None) -> Tensor:
+    assert features is not None
+    return features.to("cpu", torch.bfloat16).float()
