@@ -84,7 +84,7 @@ class Scenes:
         self,
         sprites: Iterable[tuple[Image.Image, str]],
         *,
-        split: Split = "train",
+        split: str = "train",
         seed: int = 0,
         pixels: int = 224,
         flips: bool = True,
