@@ -3,7 +3,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from multimodal.command_line import parse
-from multimodal.settings import from_json, to_json
+from multimodal.settings import differences, from_json, to_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,3 +54,9 @@ def test_an_unknown_preset_names_its_neighbour(capsys) -> None:
 def test_a_wrong_config_file_is_an_error_that_names_the_key(text: str, hint: str) -> None:
     with pytest.raises(ValueError, match=hint):
         from_json(Outer, text, name="config.json")
+
+
+def test_differences_name_each_setting_with_both_values() -> None:
+    other = Outer(name="y", inner=Inner(rate=2.0))
+    assert list(differences(Outer(), other)) == [("name", "x", "y"), ("inner.rate", 0.5, 2.0)]
+    assert list(differences(other, other)) == []

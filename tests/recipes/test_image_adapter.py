@@ -4,6 +4,7 @@ import random
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -223,13 +224,15 @@ def test_a_run_killed_at_any_instant_goes_on_bit_for_bit(
         fresh = replace(toy, data=replace(toy.data, cache=str(tmp_path / f"features-{trial}")))
         survive(fresh, lives, out, [chance.randrange(1, 60) for _ in range(6)])
         assert same(out, finished)
-    for trial in range(8):
+    for trial in range(6):
         out = tmp_path / f"timed-{trial}"
         for _ in range(4):
             (pid,) = lives.begin(args=words(toy, out, "--resume"))
             time.sleep(chance.uniform(0.2, 4.0))
-            os.kill(pid, signal.SIGKILL)
-            lives.end()
+            # A fast machine may be done by then.
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            assert lives.end() in ([-signal.SIGKILL], [0])
         assert lives.run(args=words(toy, out, "--resume")) == [0], lives.errors()
         assert same(out, finished)
         assert losses(out) == losses(finished)

@@ -27,6 +27,7 @@ class _Batch:
     lengths: Tensor
     targets: Tensor
     places: Tensor
+    owners: Tensor
     index: Tensor
     sees: Tensor
     tiles: Tensor | None = None
@@ -65,7 +66,16 @@ def _batch() -> _Batch:
     sees = torch.zeros(3, 7, 2, dtype=torch.bool)
     sees[0, 2:] = True
     index = torch.tensor([[0, 1], [-1, -1], [-1, -1]])
-    return _Batch(tokens, torch.tensor([7, 7, 4]), tokens, torch.zeros(2, 3), index, sees, features=torch.ones(2, 5))
+    return _Batch(
+        tokens,
+        torch.tensor([7, 7, 4]),
+        tokens,
+        torch.zeros(2, 3),
+        torch.zeros(2),
+        index,
+        sees,
+        features=torch.ones(2, 5),
+    )
 
 
 def test_an_adapter_that_leaves_text_alone_differs_nowhere():
