@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -52,6 +53,7 @@ from multimodal.training import (
     save_state,
     token_loss,
     train,
+    use_cores,
 )
 from multimodal.training.publication import write_text
 from text_backbone import TextBackbone, load_backbone, load_tokenizer
@@ -125,7 +127,11 @@ def paper(text: str, blocks: int, *, annealing: bool) -> Config:
         text=text,
         begin="runs/image_adapter" if annealing else "",
         encoder=ImageEncoderConfig(
-            name="llama-vision", layers=(4, 8, 16, 24, 31, "final"), pixels=448 if annealing else 336, tiles=4
+            name="llama-vision",
+            layers=(4, 8, 16, 24, 31, "final"),
+            pixels=448 if annealing else 336,
+            tiles=4,
+            global_layers=8,
         ),
         adapter=ImageAdapterConfig(at=tuple(range(3, blocks, 4))),
         data=PictureData(train=("shards/train-*.tar",), batch=batch, caption_prompt=""),
@@ -170,6 +176,7 @@ def main(config: Config) -> None:
         project_dir=config.out,
     )
     check_processes(accelerator)
+    use_cores(accelerator)
     claim(accelerator, config)
     examples = sources(config.data)
     torch.manual_seed(config.training.seed)
@@ -227,17 +234,18 @@ def main(config: Config) -> None:
             stand_in=partial(stand_in, tile=(3, side, side), places=encoder.places((1, 1)), pad=pad),
         )
         accelerator.init_trackers("scion")
-        with Metrics(out / "metrics.jsonl", after=start.step) as metrics:
+        main_process = accelerator.is_main_process
+        with Metrics(out / "metrics.jsonl", after=start.step) if main_process else nullcontext() as metrics:
             for step in steps:
                 progress.show(step)
                 accelerator.log(step.metrics(), step=step.index)
-                if accelerator.is_main_process:
+                if metrics is not None:
                     metrics.write(step=step.index, **step.metrics())
                 if step.index % config.save_every == 0 or step.last:
                     save_state(accelerator, out / "state", model, optimizer, step.position, identity=identity)
         accelerator.end_training()
         check_frozen(model, frozen)
-        if accelerator.is_main_process and not stop.asked:
+        if main_process and not stop.asked:
             seconds = time.monotonic() - began
             finish(config, model, frozen=len(frozen), left_out=loader.tolerance.skipped, seconds=seconds)
 

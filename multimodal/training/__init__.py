@@ -6,7 +6,7 @@ from multimodal.training.learns import Learns, learning, open_parameters, recomp
 from multimodal.training.loop import Step, train
 from multimodal.training.loss import token_loss
 from multimodal.training.metrics import Metrics, read_metrics
-from multimodal.training.placement import check_processes, prepare
+from multimodal.training.placement import check_processes, prepare, use_cores
 from multimodal.training.progress import LiveProgress
 from multimodal.training.publication import write_safetensors
 from multimodal.training.schedule import schedule
@@ -36,5 +36,6 @@ __all__ = [
     "schedule",
     "token_loss",
     "train",
+    "use_cores",
     "write_safetensors",
 ]

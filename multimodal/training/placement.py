@@ -34,6 +34,18 @@ def check_processes(accelerator: Accelerator) -> None:
         )
 
 
+def use_cores(accelerator: Accelerator) -> int:
+    """Lets torch use this process' share of the machine's cores, and says how many threads that are.
+
+    accelerate's launcher gives a process on CPUs one thread (OMP_NUM_THREADS=1) unless it is told otherwise; another
+    number is somebody's wish and stays.
+    """
+    if accelerator.device.type == "cpu" and os.environ.get("OMP_NUM_THREADS", "1") == "1":
+        together = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // together))
+    return torch.get_num_threads()
+
+
 def prepare(accelerator: Accelerator, model: ModelT, config: TrainingConfig) -> tuple[ModelT, torch.optim.Optimizer]:
     """Opens what learns, moves the model to its device, shards it where accelerate's config says FSDP2, makes AdamW.
 

@@ -26,9 +26,9 @@ FORMAT, SCENE_FORMAT = 2, 1
 """Count up when the same packages give other shards."""
 PIXELS = 256
 SCENES = {
-    "train": (6000, 600),
+    "train": (6000, 0),
     "start": (2000, 0),
-    "combinations": (400, 50),
+    "combinations": (400, 0),
     "backgrounds": (300, 0),
     "sprites": (200, 0),
 }
