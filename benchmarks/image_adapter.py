@@ -252,11 +252,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, help="of both sides (default: PyTorch's choice, one a core)")
     parser.add_argument("--rounds", type=int, help="times that everything is measured (default: 5)")
     chosen = parser.parse_args(arguments)
-    if chosen.threads:
-        torch.set_num_threads(chosen.threads)
     plan = QUICK if chosen.quick else FULL
     if chosen.rounds:
         plan = replace(plan, rounds=chosen.rounds, command=f"{plan.command} --rounds {chosen.rounds}")
+    if chosen.threads:
+        torch.set_num_threads(chosen.threads)
+        plan = replace(plan, command=f"{plan.command} --threads {chosen.threads}")
     if chosen.memory:
         print(_train_only(chosen.memory, plan.shape))
         return

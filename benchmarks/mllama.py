@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -252,7 +253,8 @@ class Peer:
         self.learns: list[nn.Parameter] = []
         for name, weight in self.model.named_parameters():
             if "multi_modal_projector" in name or any(f"language_model.layers.{i}." in name for i in cross):
-                self.learns.append(weight.requires_grad_(True))
+                weight.requires_grad_(True)
+                self.learns.append(weight)
         self.optimizer = torch.optim.AdamW(
             self.learns, lr=1e-4, betas=_TRAINING.betas, eps=_TRAINING.epsilon, weight_decay=0.01, fused=True
         )
@@ -297,7 +299,8 @@ class Peer:
         """A picture prompt read, and `count` tokens written greedily. `cache`: dynamic (the default), static, none."""
         settings = {"dynamic": {}, "static": {"cache_implementation": "static"}, "none": {"use_cache": False}}[cache]
         given = self.inputs(sample(self.shape, 1, self.shape.prompt))
-        out = self.model.generate(**given, max_new_tokens=count, do_sample=False, **settings)
+        model: Any = self.model
+        out = model.generate(**given, max_new_tokens=count, do_sample=False, **settings)
         assert isinstance(out, Tensor)
         return out[0, self.shape.prompt :].tolist()
 

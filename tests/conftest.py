@@ -7,7 +7,7 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from jaxtyping import install_import_hook  # noqa: E402 (the environment comes first)
+from jaxtyping import install_import_hook
 
 install_import_hook(["text_backbone", "encoders", "adapters", "multimodal"], "beartype.beartype")
 

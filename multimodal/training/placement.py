@@ -41,7 +41,7 @@ def use_cores(accelerator: Accelerator) -> int:
     number is somebody's wish and stays.
     """
     if accelerator.device.type == "cpu" and os.environ.get("OMP_NUM_THREADS", "1") == "1":
-        together = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+        together = int(os.environ.get("LOCAL_WORLD_SIZE") or accelerator.num_processes)
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // together))
     return torch.get_num_threads()
 

@@ -82,7 +82,7 @@ def test_places_are_read_where_the_config_says_so():
     features, places = _media()
     adapter = _adapter()
     assert not torch.equal(adapter.remember(features, places).keys[0], adapter.remember(features, 1 - places).keys[0])
-    with pytest.raises(ValueError, match="needs the places"):
+    with pytest.raises(ValueError, match="needs the features' places"):
         adapter.remember(features, None)
     blind = _adapter(positions="none")
     assert torch.equal(blind.remember(features, places).keys[0], blind.remember(features, None).keys[0])
@@ -108,8 +108,8 @@ def test_with_closed_gates_only_the_gates_have_a_gradient():
     assert moving == {f"blocks.{i}.{branch}_gate" for i in range(2) for branch in ("attention", "feed_forward")}
 
 
-def test_noise_and_dropout_are_for_training_only():
-    adapter, media = _adapter(noise=0.3, dropout=0.2, projector_norm=True), _media()
+def test_noise_is_for_training_only():
+    adapter, media = _adapter(noise=0.3, projector_norm=True), _media()
     assert not torch.equal(adapter.remember(*media).keys[0], adapter.remember(*media).keys[0])
     adapter.eval()
     assert torch.equal(adapter.remember(*media).keys[0], adapter.remember(*media).keys[0])

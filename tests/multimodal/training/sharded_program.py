@@ -59,14 +59,16 @@ def batch_of(rows: range, *, pictures: bool) -> Batch:
         lengths=torch.full((B,), T),
         targets=torch.where(torch.rand(B, T, generator=chance) < 0.5, (tokens * 3 + 1) % 20, NO_TARGET),
         places=torch.zeros(0, 3),
+        owners=torch.zeros(0, dtype=torch.long),
         index=torch.zeros(B, 0, dtype=torch.long),
         sees=torch.zeros(B, T, 0, dtype=torch.bool),
         keys=tuple(str(row) for row in rows),
     )
     index = torch.arange(B * M).reshape(B, M)
-    return (
-        replace(plain, places=torch.zeros(B * M, 3), index=index, sees=sees, features=features) if pictures else plain
-    )
+    if not pictures:
+        return plain
+    owners = torch.arange(B).repeat_interleave(M)
+    return replace(plain, places=torch.zeros(B * M, 3), owners=owners, index=index, sees=sees, features=features)
 
 
 def batches(rank: int, ranks: int, accumulate: int) -> Iterator[Batch]:
@@ -92,6 +94,7 @@ def blank(batch: Batch | None) -> Batch:
         lengths=torch.cat([batch.lengths, more.lengths]),
         targets=torch.cat([batch.targets, torch.full_like(more.targets, NO_TARGET)]),
         places=more.places,
+        owners=more.owners,
         features=torch.zeros(M, E),
         index=torch.cat([torch.full((len(batch.tokens), M), -1), more.index]),
         sees=torch.cat([none, more.sees]),

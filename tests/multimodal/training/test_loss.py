@@ -25,6 +25,7 @@ def batch(targets: list[list[int]]) -> Batch:
         lengths=torch.full((B,), T),
         targets=wanted,
         places=torch.zeros(0, 3),
+        owners=torch.zeros(0, dtype=torch.long),
         index=torch.zeros(B, 0, dtype=torch.long),
         sees=torch.zeros(B, T, 0, dtype=torch.bool),
     )

@@ -247,7 +247,10 @@ def _die_in_the_save(lives: Any, tmp_path: Path, instants: range) -> None:
         assert lives.run(folder=folder, **tiny) == [0]
         assert result(folder) == result(tmp_path / "undisturbed")
         assert same_metrics(folder, tmp_path / "undisturbed")
-        assert names(folder / "state") == names(tmp_path / "undisturbed" / "state"), "a killed save left litter"
+        # Killed between the last state's publication and the pruning, a run keeps one state more: no save follows.
+        left, expected = names(folder / "state"), names(tmp_path / "undisturbed" / "state")
+        assert left[-2:] == expected, "a killed save left litter"
+        assert left[:-2] in ([], ["step-00000008"])
 
 
 @pytest.mark.slow
