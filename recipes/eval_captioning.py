@@ -72,6 +72,9 @@ def main(config: Config) -> None:
     tested = []
     for entry in config.tests:
         name, _, shards = entry.partition("=")
+        if shards.startswith(_KIT) and not Path(shards).is_dir():
+            print(f"{name} is left out: the kit has no {shards} (its pictures could not be fetched)")
+            continue
         began = time.monotonic()
         samples = read_samples(shards, most=config.most)
         said = say(assistant, samples)
