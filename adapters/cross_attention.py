@@ -76,6 +76,20 @@ class CrossAttention(nn.Module):
         parts = directions.unflatten(0, (self.kv_heads, self.head_width)).repeat_interleave(sharing, dim=0)
         self.o_proj.weight.copy_(parts.flatten(0, 1).T * (size / sharing))
 
+    @torch.no_grad()
+    def look(self, directions: Float[Tensor, "C D"], reading: Float[Tensor, "C D"], *, away: bool) -> None:
+        """Lets keys be the media's share in directions, and queries `reading`: towards it, or (two heads of three)
+        away from it. Queries stay as large as they were.
+        """
+        sharing = self.q_proj.out_features // self.k_proj.out_features
+        self.k_proj.weight.copy_(directions)
+        heads = reading.unflatten(0, (self.kv_heads, self.head_width)).repeat_interleave(sharing, dim=0)
+        queries = self.q_proj.weight.unflatten(0, (-1, self.head_width))
+        heads = heads * (self.q_proj.weight.std() / heads.std().clamp(min=1e-12))
+        for head in range(len(heads)):
+            if not (away and head % 3 == 2):
+                queries[head] = -heads[head] if away else heads[head]
+
     def forward(
         self,
         x: Float[Tensor, "B T D"],

@@ -19,17 +19,18 @@ def with_image(text: TextBackbone, encoder: ImageEncoderConfig, adapter: ImageAd
     that the text model does not have.
     """
     eye = ImageEncoder(encoder)
-    fitted = fit(adapter, text, eye.width)
+    fitted = fit(adapter, text, eye.width, whole=eye.whole)
     return MultimodalModel(text, {"image": eye}, {"image": ImageAdapter(fitted)})
 
 
-def fit(adapter: ImageAdapterConfig, text: TextBackbone, features: int) -> ImageAdapterConfig:
+def fit(adapter: ImageAdapterConfig, text: TextBackbone, features: int, *, whole: int = 0) -> ImageAdapterConfig:
     """The adapter's config with every 0 filled in from the text model (its widths and heads) and the encoder."""
     has = text.config
     filled = replace(
         adapter,
         width=adapter.width or has.width,
         features=adapter.features or features,
+        whole=adapter.whole or whole,
         heads=adapter.heads or has.heads,
         kv_heads=adapter.kv_heads or has.kv_heads,
         head_width=adapter.head_width or has.head_width,

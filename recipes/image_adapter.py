@@ -87,18 +87,18 @@ class Config:
 
 
 _KIT = "downloads/shards"
-_FROZEN = ("placeholder", r"projector\.out\..*", r"projector\.recall\.(mean|whitening|keys)")
+_FROZEN = ("placeholder", r"projector\.out\..*", r"projector\.summary\.(linear|recall)\..*")
 """Of the demo's adapter: a word's embedding (so that the text's stream below can be remembered), and closed forms."""
 _DEMO = Config(
     start="lexical",
     encoder=ImageEncoderConfig(name="timm/downloads/models/efficientnet-lite0", layers=(4, "final"), pooled=True),
     adapter=ImageAdapterConfig(
-        at=(26, 28), feed_forward=576, gate=0.5, recall=2560, positions="fourier", mixer=256, noise=0.3
+        at=(26, 27, 28), kv_heads=9, feed_forward=576, gate=0.5, recall=2560, positions="fourier", mixer=256, noise=0.3
     ),
     data=PictureData(
-        train=(f"{_KIT}/train", f"{_KIT}/scenes"),
-        weights=(0.4, 0.6),
-        start=(f"{_KIT}/train", f"{_KIT}/scenes-start"),
+        train=(f"{_KIT}/train", f"{_KIT}/train-cartoons", f"{_KIT}/scenes"),
+        weights=(0.2, 0.2, 0.6),
+        start=(f"{_KIT}/train", f"{_KIT}/train-cartoons", f"{_KIT}/scenes-start"),
         batch=32,
         cache="runs/features",
     ),
