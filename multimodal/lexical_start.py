@@ -166,10 +166,8 @@ def _start_attention(
     assert isinstance(adapter, ImageAdapter)
     column = {word: i for i, word in enumerate(words)}
     said = torch.cat([_said(caption, column, codes) for caption in captions])  # n D
-    for number, (at, block) in enumerate(zip(adapter.config.at, adapter.attentions(), strict=True)):
-        # The first token's stream is hundreds of times larger than the others' and no measure of anything.
-        streams = [model.text.run(model.text.embed(torch.tensor([[*one]])), last=at)[0, 1:] for one in captions]
-        stream = torch.cat(streams).float()  # n D
+    streams = _streams(model.text, captions, adapter.config.at)
+    for number, (stream, block) in enumerate(zip(streams, adapter.attentions(), strict=True)):
         size = stream.square().mean(-1).sqrt()
         x = stream / size[:, None]
         gram = x.T @ x / len(x)
@@ -180,6 +178,22 @@ def _start_attention(
         if not where:
             block.copy_directions(directions, size=float(size.mean()))
         block.look(directions, (reading @ directions.T).T, away=not where)
+
+
+def _streams(
+    text: TextBackbone, captions: Sequence[Sequence[int]], at: Sequence[int]
+) -> list[Float[Tensor, "n D"]]:
+    """The residual stream ahead of each block at every token but each caption's first, whose stream is hundreds of
+    times larger than the others' and no measure of anything.
+    """
+    longest = max(map(len, captions))
+    tokens = torch.tensor([[*one, *[text.config.pad] * (longest - len(one))] for one in captions])
+    counts = torch.arange(1, longest) < torch.tensor([len(one) for one in captions])[:, None]
+    x, first, found = text.embed(tokens), 0, []
+    for block in at:
+        x, first = text.run(x, first=first, last=block), block
+        found.append(x[:, 1:][counts].float())
+    return found
 
 
 def _said(

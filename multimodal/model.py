@@ -30,12 +30,19 @@ class MultimodalModel(nn.Module):
         self.encoders = nn.ModuleDict(encoders)
         self.adapters = nn.ModuleDict(adapters)
 
-    def forward(self, batch: Batch, *, every_position: bool = False, stream: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        batch: Batch,
+        *,
+        every_position: bool = False,
+        stream: Tensor | None = None,
+        words: Int[Tensor, "W"] | None = None,
+    ) -> Tensor:
         """Logits where the batch has targets, [S, V] in row-major order; with `every_position` at all tokens, [B, T,
         V].
 
         `stream` is the text's residual stream ahead of the first adapter block, where the caller knows it already
-        (multimodal.frozen_stream).
+        (multimodal.frozen_stream). `words`: the tokens whose logits are wanted, [S, W]; none: all.
         """
         before = self.before(self.remember(batch), batch.sees)
         first = self.first_block
@@ -43,7 +50,7 @@ class MultimodalModel(nn.Module):
             x = self.text.embed(batch.tokens, self.embeds(batch.tokens))
             stream = self.text.run(x, last=first)
         x = self.text.run(stream, first=first, before=before)
-        return self.text.head(x if every_position else x[batch.targets != NO_TARGET])
+        return self.text.head(x if every_position else x[batch.targets != NO_TARGET], words)
 
     @property
     def first_block(self) -> int:

@@ -51,6 +51,7 @@ from multimodal.training import (
     open_parameters,
     prepare,
     save_state,
+    sampled_token_loss,
     token_loss,
     train,
     use_cores,
@@ -82,6 +83,8 @@ class Config:
     """Steps between two states."""
     stream: float = 1.0
     """GiB for the text's stream below the first adapter block, remembered for rows that come again; 0 turns it off."""
+    compare: int = 0
+    """Tokens that the loss compares beside the targets and the frequent ones (a sampled softmax); 0: all."""
     trackers: tuple[str, ...] = ()
     """accelerate's trackers beside metrics.jsonl: tensorboard, wandb, ..."""
 
@@ -91,6 +94,7 @@ _FROZEN = ("placeholder", r"projector\.out\..*", r"projector\.summary\.(linear|r
 """Of the demo's adapter: a word's embedding (so that the text's stream below can be remembered), and closed forms."""
 _DEMO = Config(
     start="lexical",
+    compare=1024,
     encoder=ImageEncoderConfig(name="timm/downloads/models/efficientnet-lite0", layers=(4, "final"), pooled=True),
     adapter=ImageAdapterConfig(
         at=(26, 27, 28), kv_heads=9, feed_forward=576, gate=0.5, recall=2560, positions="fourier", mixer=256, noise=0.3
@@ -104,7 +108,7 @@ _DEMO = Config(
     ),
     training=TrainingConfig(
         learns=(*((rf"adapters\.image\.{name}", 0.0) for name in _FROZEN), (r"adapters\.image\..*", 1.0)),
-        steps=900,
+        steps=450,
         learning_rate=2e-3,
         warm_up=10,
         floor=0.03,
@@ -227,7 +231,7 @@ def main(config: Config) -> None:
             model,
             optimizer,
             (loaded.batch for loaded in loader.batches(start.step * config.data.batch)),
-            partial(loss, stream=stream),
+            partial(loss, stream=stream, compare=config.compare),
             config.training,
             start=start,
             stop=stop,
@@ -250,9 +254,12 @@ def main(config: Config) -> None:
             finish(config, model, frozen=len(frozen), left_out=loader.tolerance.skipped, seconds=seconds)
 
 
-def loss(model: MultimodalModel, batch: Batch, stream: FrozenStream | None) -> tuple[torch.Tensor, int]:
+def loss(model: MultimodalModel, batch: Batch, stream: FrozenStream | None, compare: int) -> tuple[torch.Tensor, int]:
     """The captions' cross-entropy; the text's stream below the adapter comes from memory where it is known."""
-    return token_loss(model, batch, stream=None if stream is None else stream(batch))
+    known = None if stream is None else stream(batch)
+    if not compare:
+        return token_loss(model, batch, stream=known)
+    return sampled_token_loss(model, batch, vocabulary=model.text.config.vocabulary, drawn=compare, stream=known)
 
 
 def begun(config: Config) -> Config:
@@ -260,7 +267,9 @@ def begun(config: Config) -> Config:
     data = replace(config.data, cache="", reading=type(config.data.reading)())
     training = replace(config.training, accumulate=1, recompute=False)
     plain = Config(text="", encoder=config.encoder, adapter=config.adapter, data=data, training=training)
-    return replace(plain, precision=config.precision, begin=config.begin, start=config.start)
+    return replace(
+        plain, precision=config.precision, begin=config.begin, start=config.start, compare=config.compare
+    )
 
 
 def claim(accelerator: Accelerator, config: Config) -> None:

@@ -134,10 +134,13 @@ class TextBackbone(nn.Module):
             cache.advance(x.shape[1], lengths)
         return x
 
-    def head(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
-        """Logits from the residual stream after the last block: final norm and head, whatever the leading shape."""
+    def head(self, x: Float[Tensor, "... D"], words: Int[Tensor, "W"] | None = None) -> Float[Tensor, "... V"]:
+        """Logits from the residual stream after the last block: final norm and head, whatever the leading shape.
+
+        With `words` of these tokens alone, in their order.
+        """
         weight = self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
-        return F.linear(self.model.norm(x), weight)
+        return F.linear(self.model.norm(x), weight if words is None else weight[words])
 
 
 def _step(
