@@ -10,6 +10,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from adapters.feed_forward import SwiGLU
+from kernels.token_step.cpu import cross_attention_step
+from kernels.token_step.module import few_rows, hooked, norm_of, plain_weights
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,27 @@ class CrossAttention(nn.Module):
         out = F.scaled_dot_product_attention(q, keys, values, attn_mask=sight.sees)
         return self.o_proj(out.reshape(B, -1, T, self.head_width).transpose(1, 2).flatten(2))
 
+    def step(
+        self,
+        norm: nn.Module,
+        gate: Float[Tensor, "1"],
+        x: Float[Tensor, "B T D"],
+        keys: Float[Tensor, "B H M K"],
+        values: Float[Tensor, "B H M K"],
+        sight: Sight,
+    ) -> Float[Tensor, "B T D"] | None:
+        """x + tanh(gate) * self(norm(x)) for one token a row, by the fused op; None where that does not apply."""
+        if x.shape[1] != 1 or not few_rows(x) or hooked(self, norm, self.q_norm):
+            return None
+        weights = plain_weights((self.q_proj, self.o_proj), values.dtype)
+        if weights is None or keys.dtype != values.dtype or not (keys.is_contiguous() and values.is_contiguous()):
+            return None
+        q, out = weights
+        # All queries of a row's one token see the same.
+        sees = None if sight.sees is None else sight.sees[:, 0, 0]
+        query_norm, scale = norm_of(self.q_norm), float(gate.tanh())
+        return cross_attention_step(x, norm_of(norm), q, query_norm, out, scale, keys, values, sees)
+
 
 class CrossAttentionBlock(nn.Module):
     """Attention to media, then a feed-forward, each entering by the tanh of a gate; gates of zero change
@@ -129,10 +152,15 @@ class CrossAttentionBlock(nn.Module):
         sight: Sight,
     ) -> Float[Tensor, "B T D"]:
         """The residual stream after the block; where a token sees nothing it is bit for bit what it was."""
-        attended = self.attention(_normed(self.attention_norm, x), keys, values, sight)
-        y = x + (self.attention_gate.tanh() * attended).to(x.dtype)
-        y = y + (self.feed_forward_gate.tanh() * self.feed_forward(_normed(self.feed_forward_norm, y))).to(x.dtype)
-        return y if sight.seeing is None else torch.where(sight.seeing, y, x)
+        y = self.attention.step(self.attention_norm, self.attention_gate, x, keys, values, sight)
+        if y is None:
+            attended = self.attention(_normed(self.attention_norm, x), keys, values, sight)
+            y = x + (self.attention_gate.tanh() * attended).to(x.dtype)
+        fed = self.feed_forward.step(self.feed_forward_norm, self.feed_forward_gate, y)
+        if fed is None:
+            fed = self.feed_forward(_normed(self.feed_forward_norm, y))
+            fed = y + (self.feed_forward_gate.tanh() * fed).to(x.dtype)
+        return fed if sight.seeing is None else torch.where(sight.seeing, fed, x)
 
 
 def _normed(norm: nn.RMSNorm, x: Tensor) -> Tensor:
