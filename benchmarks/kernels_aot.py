@@ -27,7 +27,8 @@ ARCHITECTURES = (80, 90, 100)
 _SHARED = {80: 164 * 1024, 90: 228 * 1024, 100: 228 * 1024}
 _MOST_SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 _TENSOR = ("HMMA", "HGMMA", "UTCHMMA", "UTCOMMA", "UTCQMMA")
-_ATOMIC = ("ATOM", "ATOMG", "ATOMS", "RED", "REDG")
+# Of global memory. Blackwell's own bookkeeping of barriers and tensor memory uses ATOMS, within a block.
+_ATOMIC = ("ATOM", "ATOMG", "RED", "REDG")
 
 
 @dataclass(frozen=True, kw_only=True)
