@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from benchmarks.kernels_aot import Build, Limits
 from kernels.simplicial_attention import triton as ours
+from kernels.simplicial_attention import triton_backward, triton_forward
 
 _HALVES = ("Q", "KS", "VS", "KL", "VL", "OUT", "GRAD", "DQ", "DKS", "DVS", "PAIR_K", "PAIR_V")
 _WIDES = ("LSE", "DELTA", "GRAD_LSE", "DKL", "DVL", "PART_K", "PART_V")
@@ -20,66 +21,77 @@ WINDOWS = (32, 512)
 
 
 def builds(arch: int) -> Iterable[Build]:
-    """Every kernel at every shape, both forms at the first."""
+    """Every kernel at every shape in the plain form, and the determinant where heads are chunks of three."""
     for G, D in SHAPES:
-        yield from _attention(arch, G, D, False)
-    yield from _attention(arch, 64, 96, True)
+        yield from _attention(arch, G, D, "trilinear")
+    for G, D in ((64, 48), (64, 96), (1, 96)):
+        yield from _attention(arch, G, D, "determinant")
     for D in (64, 128):
-        yield _plain("delta", ours.delta_kernel, {"D": D, "BR": 32}, 4)
-        yield _plain("small_grad", ours.small_grad_kernel, {"D": D, "BN": ours.key_tile(D, "trilinear")}, 1)
+        keys = ours.key_tile(D, "trilinear", arch).keys
+        yield _plain("delta", triton_backward.delta_kernel, {"D": D, "BR": 32}, 4)
+        yield _plain("small_grad", triton_backward.small_grad_kernel, {"D": D, "BN": keys}, 1)
 
 
-def _attention(arch: int, G: int, D: int, determinant: bool) -> Iterable[Build]:
-    width, form = ours.padded(D), "determinant" if determinant else "trilinear"
-    for kernel, dots in ((ours.forward_kernel, 2), (ours.query_grad_kernel, 3), (ours.key_grad_kernel, 4)):
-        name = kernel.__name__.removesuffix("_kernel")
-        for config in ours.configurations(name, G, width, form):
-            tile, queries = config.kwargs["BN"], config.kwargs["BP"]
-            constants = {
-                "G": G,
-                "D": width,
-                "BG": ours.group(G),
-                "DETERMINANT": determinant,
-                "PRECISION": "tf32",
-                **config.kwargs,
-            }
-            rows = queries * ours.group(G)
+def _attention(arch: int, G: int, D: int, form: str) -> Iterable[Build]:
+    width = ours.padded(D)
+    for name, kernel, dots in (
+        ("forward", triton_forward.forward_kernel, "SV"),
+        ("query_grad", triton_backward.query_grad_kernel, "SSV"),
+        ("key_grad", triton_backward.key_grad_kernel, "SSVV"),
+    ):
+        for tile in ours.tiles(name, width, form, arch):
+            cut = ours.cut(tile, G)
             yield Build(
-                name=f"{name} G{G} D{D} {queries}x{tile}{' det' if determinant else ''}",
+                name=f"{name} G{G} D{D} {cut['BP']}x{cut['BG']}x{tile.keys}{' det' if form == 'determinant' else ''}",
                 kernel=kernel,
                 signature=SIGNATURE,
-                constants=constants,
-                warps=config.num_warps,
-                stages=config.num_stages,
+                constants={"G": G, "D": width, "DETERMINANT": form == "determinant", "PRECISION": "tf32", **cut},
+                warps=tile.warps,
+                stages=2,
                 aligned=(*_HALVES, *_WIDES),
-                loop_flop=2.0 * dots * rows * tile * width,
-                useful=_useful(name, G, D, width, queries, tile),
-                limits=_limits(name, arch, G, D, determinant, tile),
+                loop_flop=2.0 * len(dots) * tile.rows * tile.keys * width,
+                loop_mma=_steps(name, dots, tile, width),
+                useful=_useful(name, G, D, width, cut),
+                limits=_limits(name, arch, G, D, form, tile.keys),
             )
 
 
-def _limits(name: str, arch: int, G: int, D: int, determinant: bool, tile: int) -> Limits:
-    """The project's promises: for 64 heads a key head and the plain form."""
-    if determinant or G != 64 or D not in (64, 128):
+def _steps(name: str, dots: str, tile: ours.Tile, width: int) -> int:
+    """Blackwell's instructions a turn: up to 128 rows, all columns and 16 of the contracted axis each.
+
+    S contracts the head width, V the other axis of the scores; the key gradient's scores lie transposed.
+    """
+    m, other = (tile.keys, tile.rows) if name == "key_grad" else (tile.rows, tile.keys)
+    return sum(-(-m // 128) * (width if dot == "S" else other) // 16 for dot in dots)
+
+
+def _limits(name: str, arch: int, G: int, D: int, form: str, keys: int) -> Limits:
+    """The project's promises: for 64 heads a key head and the plain form.
+
+    The 449 instructions are for tensor-core instructions that take whole tiles (sm_90, sm_100); on sm_80 the 128
+    products and 64 loads of a step's fragments alone, at one instruction each, leave no room for it.
+    """
+    if form != "trilinear" or G != 64 or D not in (64, 128):
         return Limits()
     if name == "forward":
-        first = D == 128 and arch == 90
-        steps = tile // 64
+        wide = D == 128
+        turns = keys // 64
         return Limits(
             mma_ratio=1.02,
             spills=0,
-            loop_instructions=449 * steps if first else None,
-            blocks=2 if D == 128 else None,
+            loop_instructions=449 * turns if wide and arch >= 90 else None,
+            blocks=2 if wide else None,
         )
     return Limits(mma_ratio=1.02, spills=0 if D == 64 else None)
 
 
-def _useful(name: str, G: int, D: int, width: int, queries: int, tile: int) -> float:
+def _useful(name: str, G: int, D: int, width: int, cut: dict[str, int]) -> float:
     """The part of the tiles' products that no mask throws away, away from the text's beginning."""
     small, large = WINDOWS
-    heads = G / (ours.group(G) * -(-G // ours.group(G))) * D / width
+    queries, tile = cut["BP"], cut["BN"]
+    heads = G / (cut["BG"] * -(-G // cut["BG"])) * D / width
     if name == "key_grad":
-        # Queries i of a pair (j, tile): of those j allows, the ones that see a given row.
+        # Queries i of a pair (j, tile): of those that j allows, the ones that see a given row.
         steps = -(-small // queries) * queries
         return heads * small / steps * large / (large + tile - 1)
     span = large + queries - 1

@@ -64,6 +64,8 @@ class Build:
     """Arguments that are multiples of 16 (bytes of pointers, numbers)."""
     loop_flop: float | None = None
     """Tensor-core FLOP that the algorithm needs in one turn of the hot loop, for the whole block."""
+    loop_mma: int | None = None
+    """The same in Blackwell's tensor-core instructions, which do not tell their shape: only their number is known."""
     useful: float = 1.0
     """The part of `loop_flop` that no mask throws away."""
     elements: int | None = None
@@ -190,12 +192,21 @@ def _failures(build: Build, report: Report, arch: int) -> Iterable[str]:
         yield f"{report.loop_instructions} instructions a turn > {limits.loop_instructions}"
     if limits.blocks is not None and report.blocks < limits.blocks:
         yield f"{report.blocks} blocks a multiprocessor < {limits.blocks}"
-    if limits.mma_ratio is not None and build.loop_flop and report.mma_flop > limits.mma_ratio * build.loop_flop:
-        yield f"tensor FLOP {report.mma_flop / build.loop_flop:.2f}x the algorithm's"
+    if limits.mma_ratio is not None and (ratio := mma_ratio(build, report)) is not None and ratio > limits.mma_ratio:
+        yield f"tensor FLOP {ratio:.2f}x the algorithm's"
     if limits.per_element is not None and build.elements:
         each = report.instructions * build.warps * 32 / build.elements
         if each > limits.per_element:
             yield f"{each:.1f} instructions an element > {limits.per_element}"
+
+
+def mma_ratio(build: Build, report: Report) -> float | None:
+    """Tensor-core work of the hot loop over the algorithm's; by instructions where they do not tell their FLOP."""
+    if report.mma_flop and build.loop_flop:
+        return report.mma_flop / build.loop_flop
+    if report.mma and build.loop_mma:
+        return report.mma / build.loop_mma
+    return None
 
 
 def _tensor(code: list[tuple[int, str]], low: int, high: int) -> int:
@@ -215,7 +226,8 @@ def _cuobjdump(what: str, path: str) -> str:
 
 def row(build: Build, report: Report, arch: int) -> str:
     """One line of the table."""
-    ratio = f"{report.mma_flop / build.loop_flop:.2f}" if build.loop_flop and report.mma_flop else "-"
+    times = mma_ratio(build, report)
+    ratio = "-" if times is None else f"{times:.2f}"
     each = f"{report.instructions * build.warps * 32 / build.elements:.1f}" if build.elements else "-"
     verdict = "; ".join(report.failures) or "ok"
     return (

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, cast, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import compiler
-from kernels.backend import Backend, choose
+from kernels.backend import Backend, Chosen, choose
 from kernels.simplicial_attention import cpu, reference
 from kernels.simplicial_attention.decode import simplicial_decode
 
@@ -94,10 +94,10 @@ def simplicial_attention(
     cannot run (kernels/backend.py).
     """
     D = _check(q, k1, v1, k2, v2, window1, window2, form)
-    scale = D**-0.5 if scale is None else float(scale)
-    if not 0 < abs(scale) < float("inf"):
-        raise ValueError(f"scale ({scale}) must be finite and not 0")
-    negative = scale < 0
+    factor = D**-0.5 if scale is None else float(scale)
+    if not 0 < abs(factor) < float("inf"):
+        raise ValueError(f"scale ({factor}) must be finite and not 0")
+    negative = factor < 0
     if window1 > window2:
         # Both forms are symmetric in the two streams but for the determinant's sign; kernels want the small one first.
         k1, v1, window1, k2, v2, window2 = k2, v2, window2, k1, v1, window1
@@ -107,7 +107,7 @@ def simplicial_attention(
     if negative:
         # Exact, and lets the kernels take the maximum before they scale.
         q = -q
-    out, lse = _forward(q, k1, v1, k2, v2, window1, window2, abs(scale), form, backend)
+    out, lse = _forward(q, k1, v1, k2, v2, window1, window2, abs(factor), form, backend)
     out = out[..., :D]
     return (out, lse) if return_lse else out
 
@@ -125,7 +125,7 @@ def _forward(
     form: str,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    chosen = _choose(q, form, backend)
+    chosen = _choose(q, backend)
     if chosen == "triton":
         from kernels.simplicial_attention import triton
 
@@ -152,7 +152,7 @@ def _backward(
     form: str,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    chosen = _choose(q, form, backend)
+    chosen = _choose(q, backend)
     if chosen == "triton":
         from kernels.simplicial_attention import triton
 
@@ -185,11 +185,9 @@ def _differentiate(ctx: Any, grad: Tensor, grad_lse: Tensor) -> tuple[Tensor | N
 _forward.register_autograd(_differentiate, setup_context=_keep)
 
 
-def _choose(q: Tensor, form: str, backend: str) -> str:
-    triton = functools.partial(_triton_obstacle, q)
-    return choose(
-        "simplicial_attention", backend, q.device, {"cpu": functools.partial(_cpu_obstacle, q), "triton": triton}
-    )  # pyright: ignore[reportArgumentType]
+def _choose(q: Tensor, backend: str) -> Chosen:
+    obstacles = {"cpu": functools.partial(_cpu_obstacle, q), "triton": functools.partial(_triton_obstacle, q)}
+    return choose("simplicial_attention", cast(Backend, backend), q.device, obstacles)
 
 
 def _cpu_obstacle(q: Tensor) -> str | None:

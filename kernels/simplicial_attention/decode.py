@@ -30,12 +30,12 @@ def simplicial_decode(
     N = k1.shape[1]
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     query = q.to(wide).view(B, N, H // N, 1, D)
-    scale = D**-0.5 if scale is None else scale
+    factor = D**-0.5 if scale is None else scale
     if form == "determinant" and D % 3:
         pad = (0, -D % 3)
         query, k1, k2 = (torch.nn.functional.pad(x, pad) for x in (query, k1, k2))
     folded = fold(query, k1.to(wide)[:, :, None], form)  # B N G S1 D
-    scores = (folded.flatten(2, 3) @ k2.to(wide).mT).unflatten(2, folded.shape[2:4]) * scale  # B N G S1 S2
+    scores = (folded.flatten(2, 3) @ k2.to(wide).mT).unflatten(2, folded.shape[2:4]) * factor  # B N G S1 S2
     if seen1 is not None:
         scores = scores.masked_fill(~seen1[:, None, None, :, None], -torch.inf)
     if seen2 is not None:
