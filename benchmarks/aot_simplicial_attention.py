@@ -24,7 +24,7 @@ def builds(arch: int) -> Iterable[Build]:
     """Every kernel at every shape in the plain form, and the determinant where heads are chunks of three."""
     for G, D in SHAPES:
         yield from _attention(arch, G, D, "trilinear")
-    for G, D in ((64, 48), (64, 96), (1, 96)):
+    for G, D in ((64, 48), (64, 96)):
         yield from _attention(arch, G, D, "determinant")
     for D in (64, 128):
         keys = ours.key_tile(D, "trilinear", arch).keys
@@ -33,7 +33,8 @@ def builds(arch: int) -> Iterable[Build]:
 
 
 def _attention(arch: int, G: int, D: int, form: str) -> Iterable[Build]:
-    width = ours.padded(D)
+    width = ours.padded(D, form)
+    third = ours.third(D) if form == "determinant" else 0
     for name, kernel, dots in (
         ("forward", triton_forward.forward_kernel, "SV"),
         ("query_grad", triton_backward.query_grad_kernel, "SSV"),
@@ -45,7 +46,7 @@ def _attention(arch: int, G: int, D: int, form: str) -> Iterable[Build]:
                 name=f"{name} G{G} D{D} {cut['BP']}x{cut['BG']}x{tile.keys}{' det' if form == 'determinant' else ''}",
                 kernel=kernel,
                 signature=SIGNATURE,
-                constants={"G": G, "D": width, "DETERMINANT": form == "determinant", "PRECISION": "tf32", **cut},
+                constants={"G": G, "D": width, "THIRD": third, "PRECISION": "tf32", **cut},
                 warps=tile.warps,
                 stages=2,
                 aligned=(*_HALVES, *_WIDES),

@@ -125,7 +125,7 @@ def _forward(
     form: str,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    chosen = _choose(q, backend)
+    chosen = _choose(q, form, backend)
     if chosen == "triton":
         from kernels.simplicial_attention import triton
 
@@ -152,7 +152,7 @@ def _backward(
     form: str,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    chosen = _choose(q, backend)
+    chosen = _choose(q, form, backend)
     if chosen == "triton":
         from kernels.simplicial_attention import triton
 
@@ -185,8 +185,8 @@ def _differentiate(ctx: Any, grad: Tensor, grad_lse: Tensor) -> tuple[Tensor | N
 _forward.register_autograd(_differentiate, setup_context=_keep)
 
 
-def _choose(q: Tensor, backend: str) -> Chosen:
-    obstacles = {"cpu": functools.partial(_cpu_obstacle, q), "triton": functools.partial(_triton_obstacle, q)}
+def _choose(q: Tensor, form: str, backend: str) -> Chosen:
+    obstacles = {"cpu": functools.partial(_cpu_obstacle, q), "triton": functools.partial(_triton_obstacle, q, form)}
     return choose("simplicial_attention", cast(Backend, backend), q.device, obstacles)
 
 
@@ -196,11 +196,12 @@ def _cpu_obstacle(q: Tensor) -> str | None:
     return compiler.why_not(Path(cpu.SOURCE))
 
 
-def _triton_obstacle(q: Tensor) -> str | None:
+def _triton_obstacle(q: Tensor, form: str) -> str | None:
     if q.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"it takes float32, bfloat16 and float16, the tensors are {q.dtype}"
-    if q.shape[-1] > MAX_TRITON_WIDTH:
-        return f"heads are {q.shape[-1]} wide, at most {MAX_TRITON_WIDTH} fit"
+    most = MAX_TRITON_WIDTH if form == "trilinear" else MAX_TRITON_WIDTH // 24 * 24
+    if q.shape[-1] > most:
+        return f"heads are {q.shape[-1]} wide, at most {most} fit"
     return None
 
 

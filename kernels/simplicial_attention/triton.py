@@ -29,14 +29,14 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """Output [B, T, H, D] in the dtype of q, and the natural log-sum [B, T, H] in float32."""
     (B, T, H, D), N = q.shape, ks.shape[2]
-    q, ks, vs, kl, vl = (_plain(x) for x in (q, ks, vs, kl, vl))
+    shape = shapes(q, N, form)
+    q, ks, vs, kl, vl = (_plain(x, form) for x in (q, ks, vs, kl, vl))
     out = torch.empty_like(q)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
-    shape = shapes(q, N, form)
     _launcher(forward_kernel, H // N, shape["D"], form, _arch(q))[_grid(T, B * N, H // N)](
         *(q, ks, vs, kl, vl, out, lse, T, scale, min(window_s, T), min(window_l, T), H, N), **shape
     )
-    return out[..., :D], lse
+    return _restored(out, D, form), lse
 
 
 def backward(
@@ -57,9 +57,9 @@ def backward(
     """Gradients of q, ks, vs, kl, vl; two calls give the same bits."""
     (B, T, H, D), N = q.shape, ks.shape[2]
     G, ws, wl = H // N, min(window_s, T), min(window_l, T)
-    grad, q, ks, vs, kl, vl, out = (_plain(x) for x in (grad, q, ks, vs, kl, vl, out))
-    grad_lse = grad_lse.contiguous()
     shape = shapes(q, N, form)
+    grad, q, ks, vs, kl, vl, out = (_plain(x, form) for x in (grad, q, ks, vs, kl, vl, out))
+    grad_lse = grad_lse.contiguous()
     delta = torch.empty_like(lse)
     rows = B * T * H
     delta_kernel[(triton.cdiv(rows, 32),)](out, grad, grad_lse, delta, rows, D=shape["D"], BR=32)
@@ -83,23 +83,29 @@ def backward(
         *(part_k, part_v, dks, dvs, T, scale, ws, wl, N, count, width), D=shape["D"], BN=keys, num_warps=1
     )
     dkl, dvl = dkl.mul_(scale).to(q.dtype), dvl.to(q.dtype)
-    return dq[..., :D], dks[..., :D], dvs[..., :D], dkl[..., :D], dvl[..., :D]
+    dq, dks, dvs, dkl, dvl = (_restored(x, D, form) for x in (dq, dks, dvs, dkl, dvl))
+    return dq, dks, dvs, dkl, dvl
 
 
 def shapes(q: Tensor, key_heads: int, form: str) -> dict[str, Any]:
-    """The compile-time arguments that the shapes decide; a configuration decides the others."""
-    G = q.shape[2] // key_heads
+    """The compile-time arguments that the shapes of the call decide; a tile decides the others."""
+    width = q.shape[-1]
     return {
-        "G": G,
-        "D": q.shape[-1],
-        "DETERMINANT": form == "determinant",
+        "G": q.shape[2] // key_heads,
+        "D": padded(width, form),
+        "THIRD": third(width) if form == "determinant" else 0,
         "PRECISION": "ieee" if q.dtype == torch.float32 else "tf32",
     }
 
 
-def padded(width: int) -> int:
+def third(width: int) -> int:
+    """Columns that each component of the determinant's chunks takes, filled up so that loads of 16 bytes stay whole."""
+    return -(-width // 24) * 8
+
+
+def padded(width: int, form: str) -> int:
     """The head width that kernels work with: the next power of two, zeros in what is added."""
-    return max(16, triton.next_power_of_2(width))
+    return max(16, triton.next_power_of_2(3 * third(width) if form == "determinant" else width))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,14 +125,13 @@ def tiles(kernel: str, width: int, form: str, arch: int) -> list[Tile]:
     Pruned to what the static table (`make kernels`) shows to keep its registers in the hot loop. `width` is a padded
     head width, `arch` 80, 90 or 100 (0: the interpreter, where small tiles make short texts cross their borders).
     """
-    wide, determinant = width > 64, form == "determinant"
+    determinant = form == "determinant"
     if arch == 0:
         return [Tile(rows=16, keys=16, warps=4)]
     if kernel == "forward":
-        return [Tile(rows=64, keys=16 if determinant and wide else 32 if determinant else 64, warps=4)]
+        return [Tile(rows=64, keys=32 if determinant else 64, warps=4)]
     if kernel == "query_grad":
-        keys = 16 if determinant and wide else 32 if determinant or arch < 90 else 64
-        return [Tile(rows=64, keys=keys, warps=4)]
+        return [Tile(rows=64, keys=32 if determinant or arch < 90 else 64, warps=4)]
     return [key_tile(width, form, arch)]
 
 
@@ -153,7 +158,7 @@ def _launcher(kernel: Any, G: int, width: int, form: str, arch: int) -> Any:
     configurations = [
         triton.Config(cut(tile, G), num_warps=tile.warps, num_stages=2) for tile in tiles(name, width, form, arch)
     ]
-    keys = ["D", "G", "DETERMINANT", "window_s", "window_l"]
+    keys = ["D", "G", "THIRD", "window_s", "window_l"]
     return triton.autotune(configurations, key=keys, cache_results=True)(kernel)
 
 
@@ -168,10 +173,21 @@ def _grid(T: int, pairs: int, G: int) -> Any:
     return lambda meta: (triton.cdiv(T, meta["BP"]), pairs * triton.cdiv(G, meta["BG"]))
 
 
-def _plain(x: Tensor) -> Tensor:
-    """A tensor [B, T, heads, D] contiguous and as wide as the kernels want it."""
+def _plain(x: Tensor, form: str) -> Tensor:
+    """A tensor [B, T, heads, D] contiguous, as wide as the kernels want it, the determinant's components apart."""
     if x[0].numel() >= 2**31:
         raise ValueError(
             f"a row of {list(x.shape)} holds 2^31 elements or more, which the Triton kernels cannot address"
         )
-    return F.pad(x, (0, padded(x.shape[-1]) - x.shape[-1])).contiguous()
+    width = x.shape[-1]
+    if form == "determinant":
+        # [..., 3 c + r] -> [..., r THIRD + c]
+        x = F.pad(x.unflatten(-1, (-1, 3)).transpose(-1, -2), (0, third(width) - width // 3)).flatten(-2)
+    return F.pad(x, (0, padded(width, form) - x.shape[-1])).contiguous()
+
+
+def _restored(x: Tensor, width: int, form: str) -> Tensor:
+    """The inverse of `_plain`."""
+    if form == "determinant":
+        x = x[..., : 3 * third(width)].unflatten(-1, (3, -1))[..., : width // 3].transpose(-1, -2).flatten(-2)
+    return x[..., :width].contiguous()

@@ -24,9 +24,9 @@ def delta_kernel(OUT, GRAD, GRAD_LSE, DELTA, rows, D: tl.constexpr, BR: tl.const
 
 
 @triton.jit
-def _pair_keys(KS, KL, kl, at, stride, j, d, d_next, d_last, ok, DETERMINANT: tl.constexpr):
+def _pair_keys(KS, KL, kl, at, stride, j, d, d_next, d_last, ok, THIRD: tl.constexpr):
     """The keys of the pairs (j, l) of a tile: with them a head is plain attention over pairs."""
-    if DETERMINANT:
+    if THIRD > 0:
         j_next = tl.load(KS + j * stride + d_next)
         j_last = tl.load(KS + j * stride + d_last)
         l_next = tl.load(KL + at[:, None] * stride + d_next[None, :], mask=ok, other=0.0)
@@ -41,7 +41,7 @@ def _pair_keys(KS, KL, kl, at, stride, j, d, d_next, d_last, ok, DETERMINANT: tl
 def query_grad_kernel(
     Q, KS, VS, KL, VL, GRAD, LSE, DELTA, DQ, T, scale, window_s, window_l, H, N,
     G: tl.constexpr, D: tl.constexpr, BG: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr,
-    DETERMINANT: tl.constexpr, PRECISION: tl.constexpr,
+    THIRD: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradient of q for BP queries' BG heads: the keys are folded, so that it gathers in the tensor core's sums."""
     parts: tl.constexpr = (G + BG - 1) // BG
@@ -54,7 +54,7 @@ def query_grad_kernel(
     member = part * BG + rows % BG
     row_ok = (pos < T) & (member < G)
     d = tl.arange(0, D)
-    d_next, d_last = neighbours(d, D)
+    d_next, d_last = neighbours(d, THIRD)
     at = pos * H + head * G + member
     queries = b * T * H
     ok = row_ok[:, None]
@@ -79,7 +79,7 @@ def query_grad_kernel(
         if BP > 1:
             blind = blind | (at_l[None, :] > pos[:, None]) | (at_l[None, :] <= pos[:, None] - window_l)
         for j in tl.range(j_first, newest + 1):
-            kk = _pair_keys(KS + keys, KL + keys, kl, at_l, stride, j, d, d_next, d_last, l_ok[:, None], DETERMINANT)
+            kk = _pair_keys(KS + keys, KL + keys, kl, at_l, stride, j, d, d_next, d_last, l_ok[:, None], THIRD)
             vj = tl.load(VS + keys + j * stride + d)
             s = tl.dot(q, tl.trans(kk), input_precision=PRECISION)
             z = tl.dot(grad * vj[None, :], tl.trans(vl), input_precision=PRECISION)
@@ -97,7 +97,7 @@ def key_grad_kernel(
     Q, KS, VS, KL, VL, GRAD, LSE, DELTA, DKL, DVL, PART_K, PART_V, PAIR_K, PAIR_V,
     T, scale, window_s, window_l, H, N, width,
     G: tl.constexpr, D: tl.constexpr, BG: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr,
-    DETERMINANT: tl.constexpr, PRECISION: tl.constexpr,
+    THIRD: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradients of BN rows of the large stream, and their share of the small stream's.
 
@@ -113,7 +113,7 @@ def key_grad_kernel(
     b = (pair // N).to(tl.int64)
     at_l = l_first + tl.arange(0, BN)
     d = tl.arange(0, D)
-    d_next, d_last = neighbours(d, D)
+    d_next, d_last = neighbours(d, THIRD)
     rows = tl.arange(0, BP * BG)
     stride = N * D
     keys = (b * T * N + head) * D
@@ -131,7 +131,7 @@ def key_grad_kernel(
         l_ok = here < T
         kl = tl.load(KL + keys + at_tile, mask=l_ok[:, None], other=0.0)
         vl = tl.load(VL + keys + at_tile, mask=l_ok[:, None], other=0.0)
-        kk = _pair_keys(KS + keys, KL + keys, kl, here, stride, j, d, d_next, d_last, l_ok[:, None], DETERMINANT)
+        kk = _pair_keys(KS + keys, KL + keys, kl, here, stride, j, d, d_next, d_last, l_ok[:, None], THIRD)
         vj = tl.load(VS + keys + j * stride + d)
         # By way of memory: what comes from a load may stay in shared memory, what was computed would take a quarter of
         # the registers for as long as the inner loop runs.
@@ -182,7 +182,7 @@ def key_grad_kernel(
         old = tl.load(DVL + keys + at_tile, mask=l_ok[:, None], other=0.0)
         vj = tl.load(VS + keys + j * stride + d).to(tl.float32)
         tl.store(DVL + keys + at_tile, old + f * vj[None, :], mask=l_ok[:, None])
-        if DETERMINANT:
+        if THIRD > 0:
             # dk_l = E x k_s and dk_s = k_l x E, each component of E put where it counts: first what adds, then what
             # takes off. The threads of the program must see each other's rows in between.
             l_next = tl.load(KL + keys + there[:, None] * stride + d_next[None, :], mask=l_ok[:, None], other=0.0)

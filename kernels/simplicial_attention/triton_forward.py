@@ -23,21 +23,27 @@ def cross_fold(a_next, a_last, b_next, b_last):
 
 
 @triton.jit
-def neighbours(d, D: tl.constexpr):
-    """The next and the last component of each chunk of three, cyclically; a cut last chunk holds nothing but zeros."""
-    return tl.minimum(d // 3 * 3 + (d + 1) % 3, D - 1), tl.minimum(d // 3 * 3 + (d + 2) % 3, D - 1)
+def neighbours(d, THIRD: tl.constexpr):
+    """The next and the last component of each chunk of three, cyclically.
+
+    The host puts all first components before all second and all third ones, THIRD columns (a multiple of 8) each, so
+    that what a thread loads lies together; what follows is padding.
+    """
+    after = tl.where(d < 2 * THIRD, d + THIRD, tl.where(d < 3 * THIRD, d - 2 * THIRD, d))
+    before = tl.where(d < THIRD, d + 2 * THIRD, tl.where(d < 3 * THIRD, d - THIRD, d))
+    return tl.max_contiguous(tl.multiple_of(after, 8), 8), tl.max_contiguous(tl.multiple_of(before, 8), 8)
 
 
 @triton.jit
 def _pairs(
     q, kl, l_next, l_last, vl, KS, VS, row_stride, d, d_next, d_last, j_first, j_end, blind, pos, window_s,
     top, weight, acc, factor,
-    MASK: tl.constexpr, ONE: tl.constexpr, DETERMINANT: tl.constexpr, PRECISION: tl.constexpr,
+    MASK: tl.constexpr, ONE: tl.constexpr, THIRD: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One tile of the large window, which stays where it is, against every row of the small one."""
     for j in tl.range(j_first, j_end):
         vj = tl.load(VS + j * row_stride + d).to(tl.float32)
-        if DETERMINANT:
+        if THIRD > 0:
             k_next = tl.load(KS + j * row_stride + d_next)
             k_last = tl.load(KS + j * row_stride + d_last)
             # q . (k_s x k_l) = (q x k_s) . k_l: three folds of q would not fit the registers.
@@ -68,7 +74,7 @@ def _pairs(
 def _edge(
     q, KL, VL, KS, VS, row_stride, d, d_next, d_last, j_first, newest, oldest, tile, pos, window_s,
     window_l, top, weight, acc, factor,
-    BN: tl.constexpr, ONE: tl.constexpr, DETERMINANT: tl.constexpr, PRECISION: tl.constexpr,
+    BN: tl.constexpr, ONE: tl.constexpr, THIRD: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A tile that not every row sees whole."""
     at_l = newest - tile * BN - tl.arange(0, BN)
@@ -76,7 +82,7 @@ def _edge(
     kl = tl.load(KL + at_l[:, None] * row_stride + d[None, :], mask=l_ok[:, None], other=0.0)
     vl = tl.load(VL + at_l[:, None] * row_stride + d[None, :], mask=l_ok[:, None], other=0.0)
     l_next, l_last = kl, kl
-    if DETERMINANT:
+    if THIRD > 0:
         l_next = tl.load(KL + at_l[:, None] * row_stride + d_next[None, :], mask=l_ok[:, None], other=0.0)
         l_last = tl.load(KL + at_l[:, None] * row_stride + d_last[None, :], mask=l_ok[:, None], other=0.0)
     blind = (l_ok == 0)[None, :]
@@ -85,7 +91,7 @@ def _edge(
     return _pairs(
         q, kl, l_next, l_last, vl, KS, VS, row_stride, d, d_next, d_last, j_first, newest + 1, blind, pos,
         window_s, top, weight, acc, factor,
-        True, ONE, DETERMINANT, PRECISION,
+        True, ONE, THIRD, PRECISION,
     )  # fmt: skip
 
 
@@ -93,7 +99,7 @@ def _edge(
 def forward_kernel(
     Q, KS, VS, KL, VL, OUT, LSE, T, scale, window_s, window_l, H, N,
     G: tl.constexpr, D: tl.constexpr, BG: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr,
-    DETERMINANT: tl.constexpr, PRECISION: tl.constexpr,
+    THIRD: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Output and log-sum of BP queries' BG heads: the large window outside, so that each of its tiles is read once."""
     parts: tl.constexpr = (G + BG - 1) // BG
@@ -106,7 +112,7 @@ def forward_kernel(
     member = part * BG + rows % BG
     row_ok = (pos < T) & (member < G)
     d = tl.arange(0, D)
-    d_next, d_last = neighbours(d, D)
+    d_next, d_last = neighbours(d, THIRD)
     at = pos * H + head * G + member
     queries = b * T * H
     ok = row_ok[:, None]
@@ -128,26 +134,27 @@ def forward_kernel(
             kl = tl.load(KL + keys + at_l[:, None] * stride + d[None, :])
             vl = tl.load(VL + keys + at_l[:, None] * stride + d[None, :])
             l_next, l_last = kl, kl
-            if DETERMINANT:
+            if THIRD > 0:
                 l_next = tl.load(KL + keys + at_l[:, None] * stride + d_next[None, :])
                 l_last = tl.load(KL + keys + at_l[:, None] * stride + d_last[None, :])
             top, weight, acc = _pairs(
                 q, kl, l_next, l_last, vl, KS + keys, VS + keys, stride, d, d_next, d_last,
                 j_first, newest + 1, None, pos, window_s, top, weight, acc, factor,
-                False, True, DETERMINANT, PRECISION,
+                False, True, THIRD, PRECISION,
             )  # fmt: skip
         top, weight, acc = _edge(
             q, KL + keys, VL + keys, KS + keys, VS + keys, stride, d, d_next, d_last,
             j_first, newest, oldest, tiles - 1, pos, window_s, window_l, top, weight, acc, factor,
-            BN, True, DETERMINANT, PRECISION,
+            BN, True, THIRD, PRECISION,
         )  # fmt: skip
     else:
         for tile in tl.range(0, tiles):
             top, weight, acc = _edge(
                 q, KL + keys, VL + keys, KS + keys, VS + keys, stride, d, d_next, d_last,
                 j_first, newest, oldest, tile, pos, window_s, window_l, top, weight, acc, factor,
-                BN, False, DETERMINANT, PRECISION,
+                BN, False, THIRD, PRECISION,
             )  # fmt: skip
+    weight = tl.where(row_ok, weight, 1.0)
     out = acc / weight[:, None]
     tl.store(OUT + queries * D + at[:, None] * D + d[None, :], out.to(OUT.dtype.element_ty), mask=ok)
     tl.store(LSE + queries + at, top * scale + tl.log(weight), mask=row_ok)

@@ -36,7 +36,7 @@ in_the_interpreter = pytest.mark.skipif(not interpreted(), reason="TRITON_INTERP
 
 QUICK = [
     (1, 18, 16, 1, 16, 3, 17, "trilinear"),
-    (2, 17, 6, 2, 10, 18, 2, "trilinear"),
+    (1, 17, 3, 1, 10, 18, 2, "trilinear"),
     (1, 17, 16, 1, 18, 2, 5, "determinant"),
 ]
 
@@ -83,7 +83,7 @@ def test_a_query_sends_gradients_to_its_windows_and_nowhere_else() -> None:
 
 @in_the_interpreter
 def test_two_runs_give_the_same_bits() -> None:
-    first, second = (everything(QUICK[1], torch.float32, on("triton")) for _ in range(2))
+    first, second = (everything((2, 9, 2, 2, 8, 3, 9, "trilinear"), torch.float32, on("triton")) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
