@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-FLAGS = ("-std=c++17", "-O3", "-shared", "-fPIC", "-fno-math-errno", "-fopenmp")
+FLAGS = ("-std=c++17", "-O3", "-shared", "-fPIC", "-fno-math-errno", "-ffp-contract=fast", "-fopenmp")
 """Nothing that depends on the machine: a source picks its instruction set at run time, by function attributes."""
 
 
@@ -22,16 +22,17 @@ class CompilerError(RuntimeError):
 
 @functools.cache
 def load(source: Path) -> ctypes.CDLL:
-    """The shared library of a C++ source with a plain C ABI.
+    """The shared library of a C++ source with a plain C ABI; it may include headers (*.h) that lie beside it.
 
     The library lies in the user's cache folder (`SCION_CACHE`, else `XDG_CACHE_HOME`, else `~/.cache`) under a key of
     source, compiler, flags and machine, so that a change of any compiles anew. It is written aside and renamed: two
     processes that compile at once both end up with a whole file. Raises CompilerError.
     """
-    text = source.read_bytes()
     command = compiler()
     key = hashlib.sha256()
-    for part in (text, _version(command).encode(), " ".join((command, *FLAGS)).encode(), platform.platform().encode()):
+    files = [path.read_bytes() for path in (source, *sorted(source.parent.glob("*.h")))]
+    about = _version(command), " ".join((command, *FLAGS)), platform.platform()
+    for part in (*files, *(words.encode() for words in about)):
         key.update(hashlib.sha256(part).digest())
     name = f"{source.parent.name}-{source.stem}-{key.hexdigest()[:24]}.so"
     folder = cache_folder()

@@ -14,6 +14,10 @@ install_import_hook(["text_backbone", "encoders", "adapters", "multimodal"], "be
 import pytest  # noqa: E402 (the hook comes before what it hooks)
 import torch  # noqa: E402
 
+if not torch.cuda.is_available():
+    # Kernels are tested in Triton's interpreter, which must be asked for before anything imports triton.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:

@@ -25,6 +25,12 @@ class View:
     mask: Bool[Tensor, "_ 1 T S"] | None
     """True where a token may look; None for plain causal (or, for a single token, for everything)."""
 
+    lengths: Int[Tensor, "B"] | None = None
+    """How many of the call's tokens are real in each row, where told: rings must not remember padding."""
+
+    documents: Int[Tensor, "B T"] | None = None
+    """The document of each token of packed rows."""
+
 
 def view(
     config: LlamaConfig,
@@ -33,6 +39,7 @@ def view(
     cache: KeyValueCache | None = None,
     positions: Int[Tensor, "_ T"] | None = None,
     documents: Int[Tensor, "B T"] | None = None,
+    lengths: Int[Tensor, "B"] | None = None,
 ) -> View:
     """Work out rotation, cache places and mask for a call.
 
@@ -58,7 +65,7 @@ def view(
         mask = None if plain else (torch.arange(end, device=x.device) <= places[..., None])[:, None]  # _ 1 T S
         if positions is None:
             positions = places
-    return View(rotation(config, positions, x.dtype), places, mask)
+    return View(rotation(config, positions, x.dtype), places, mask, lengths, documents)
 
 
 def restart(documents: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:

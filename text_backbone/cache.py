@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from text_backbone.config import LlamaConfig
+from text_backbone.ring import Ring
 
 
 class KeyValueCache:
-    """Preallocated keys and values of every block, written in place.
+    """Preallocated keys and values of every block, written in place; of simplicial blocks, rings of their windows.
 
     Rows are right padded: row b holds `lengths[b]` tokens at places 0 .. lengths[b] - 1; what lies beyond is never
     read. A call of the model hands in T new tokens a row, of which the first `lengths` (its argument) are real.
@@ -31,10 +34,20 @@ class KeyValueCache:
             raise ValueError(f"batch ({batch}) and capacity ({capacity}) must be at least 1")
         self.batch = batch
         self.capacity = capacity
-        shape = (batch, config.kv_heads, capacity, config.head_width)
+        # A simplicial block has no places here: what it needs does not grow with the text.
+        held = [0 if config.is_simplicial(layer) else capacity for layer in range(config.layers)]
+        shapes = [(batch, config.kv_heads, places, config.head_width) for places in held]
         # Zeros, not empty: a short row's unwritten places are masked, and a masked NaN would still be a NaN.
-        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.layers)]
-        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.layers)]
+        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
+        self.values = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
+        self.rings: dict[int, tuple[Ring, Ring]] = {}
+        if (pairs := config.simplicial) is not None:
+            for layer in filter(config.is_simplicial, range(config.layers)):
+                first, second = (
+                    Ring(batch, pairs.kv_heads, window, pairs.head_width, dtype, device)
+                    for window in (pairs.window1, pairs.window2)
+                )
+                self.rings[layer] = first, second
         self.lengths = torch.zeros(batch, dtype=torch.long, device=device)
         # What is known without asking the device: the longest row, and whether all rows are equally long.
         self.longest = 0
@@ -91,6 +104,8 @@ class KeyValueCache:
         rows = rows.to(self.lengths.device)
         self.keys = [keys.index_select(0, rows) for keys in self.keys]
         self.values = [values.index_select(0, rows) for values in self.values]
+        for ring in itertools.chain.from_iterable(self.rings.values()):
+            ring.reorder(rows)
         self.lengths = self.lengths.index_select(0, rows)
         self.batch = rows.shape[0]
         held = self.lengths.tolist()

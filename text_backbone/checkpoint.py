@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -16,11 +17,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from text_backbone import meta_layout
-from text_backbone.config import LlamaConfig, RopeScaling
+from text_backbone.config import LlamaConfig, RopeScaling, Simplicial
 from text_backbone.hub import find_folder
 from text_backbone.model import TextBackbone
 
-MODEL_TYPES = ("llama", "mistral")
+SIMPLICIAL = "scion_simplicial_llama"
+"""The model type of a backbone with simplicial layers: no reader of plain Llamas must take it for one."""
+
+MODEL_TYPES = ("llama", "mistral", SIMPLICIAL)
 
 _DROPPED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 _SHARD_BYTES = 5_000_000_000
@@ -88,6 +92,8 @@ def save_backbone(
     """
     if layout not in ("hf", "meta"):
         raise ValueError(f"no layout {layout!r}; layouts: hf, meta")
+    if layout == "meta" and model.config.simplicial_every:
+        raise ValueError("Meta's layout knows no simplicial layers; save them with layout='hf'")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: weight.detach().contiguous() for name, weight in model.state_dict().items()}
@@ -159,6 +165,8 @@ def read_config(folder: Path) -> LlamaConfig:
         stops=stops,
         # Padding is never read, so that any id will do where the file names none.
         pad=pad if pad is not None and 0 <= pad < vocabulary else (stops[0] if stops else 0),
+        simplicial_every=found.get("simplicial_every", 0) if kind == SIMPLICIAL else 0,
+        simplicial=Simplicial(**found["simplicial"]) if kind == SIMPLICIAL else None,
     )
 
 
@@ -174,9 +182,13 @@ def write_config(config: LlamaConfig) -> dict[str, Any]:
             "original_max_position_embeddings": scaling.original_context,
         }
     stops = config.stops
+    pairs: dict[str, Any] = {}
+    if config.simplicial is not None:
+        pairs = {"simplicial_every": config.simplicial_every, "simplicial": dataclasses.asdict(config.simplicial)}
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": ["ScionSimplicialLlama" if pairs else "LlamaForCausalLM"],
+        "model_type": SIMPLICIAL if pairs else "llama",
+        **pairs,
         "vocab_size": config.vocabulary,
         "hidden_size": config.width,
         "num_hidden_layers": config.layers,

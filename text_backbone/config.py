@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,44 @@ class RopeScaling:
             raise ValueError(
                 f"low_frequency ({self.low_frequency}) must be above 0 and below high_frequency ({self.high_frequency})"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Simplicial:
+    """The shape of 2-simplicial attention layers, which have a head layout of their own (see `simplicial.py`)."""
+
+    heads: int
+    kv_heads: int
+    """From scratch, at least 16 query heads share a key head: they fill a GPU's tile, rows of other tokens do not."""
+
+    head_width: int
+
+    window1: int = 32
+    """Tokens that the first of a pair is looked for in, the token itself included."""
+
+    window2: int = 512
+    """Tokens that the second of a pair is looked for in."""
+
+    form: Literal["trilinear", "determinant"] = "trilinear"
+
+    grafted: bool = False
+    """Grown on a trained attention, whose head layout and rotary turn stay (see `graft.py`)."""
+
+    def __post_init__(self) -> None:
+        for name in ("heads", "kv_heads", "head_width", "window1", "window2"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} ({getattr(self, name)}) must be at least 1")
+        if self.heads % self.kv_heads:
+            raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
+        if not self.grafted and self.heads < 16 * self.kv_heads:
+            raise ValueError(
+                f"{self.heads} simplicial heads on {self.kv_heads} key heads are fewer than 16 a key head; "
+                f"give them {16 * self.kv_heads} heads, or fewer key heads"
+            )
+        if self.form not in ("trilinear", "determinant"):
+            raise ValueError(f"no form {self.form!r}; forms: trilinear, determinant")
+        if self.grafted and self.form != "trilinear":
+            raise ValueError("a graft begins as plain attention, which only the trilinear form can be")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +104,16 @@ class LlamaConfig:
     pad: int = 128_004
     """What right-padded rows are filled with; never read."""
 
+    simplicial_every: int = 0
+    """Every how many blocks one attends to pairs (the last of each group); 0 for none."""
+
+    simplicial: Simplicial | None = None
+    """The shape of those attentions."""
+
+    def is_simplicial(self, layer: int) -> bool:
+        """Whether this block's attention is 2-simplicial."""
+        return self.simplicial_every > 0 and (layer + 1) % self.simplicial_every == 0
+
     def __post_init__(self) -> None:
         for name in ("vocabulary", "width", "layers", "heads", "kv_heads", "head_width", "feed_forward", "context"):
             if getattr(self, name) < 1:
@@ -73,6 +122,11 @@ class LlamaConfig:
             raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
         if self.head_width % 2:
             raise ValueError(f"head_width ({self.head_width}) must be even: rotary embeddings turn pairs")
+        if self.simplicial_every < 0 or (self.simplicial_every > 0) != (self.simplicial is not None):
+            raise ValueError(
+                f"simplicial_every ({self.simplicial_every}) and simplicial ({self.simplicial}) belong together: "
+                "a number of blocks and a shape, or 0 and None"
+            )
 
 
 _LONG = RopeScaling()

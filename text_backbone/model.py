@@ -14,6 +14,7 @@ from text_backbone.attention import Attention, View, view
 from text_backbone.cache import KeyValueCache
 from text_backbone.config import LlamaConfig
 from text_backbone.feed_forward import FeedForward, RMSNorm
+from text_backbone.simplicial import attention_of
 from text_backbone.token_step import block_step, head_step
 
 Before = Mapping[int, Sequence[Callable[[Tensor], Tensor]]]
@@ -29,7 +30,7 @@ class Block(nn.Module):
     def __init__(self, config: LlamaConfig, layer: int) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.width, config.norm_eps)
-        self.self_attn = Attention(config, layer)
+        self.self_attn = attention_of(config, layer) if config.is_simplicial(layer) else Attention(config, layer)
         self.post_attention_layernorm = RMSNorm(config.width, config.norm_eps)
         self.mlp = FeedForward(config.width, config.feed_forward)
 
@@ -129,7 +130,7 @@ class TextBackbone(nn.Module):
         before = before or {}
         if outside := [i for i in before if not 0 <= i < layers]:
             raise ValueError(f"before names blocks {outside}; the model has blocks 0 .. {layers - 1}")
-        seen = view(self.config, x, cache=cache, positions=positions, documents=documents)
+        seen = view(self.config, x, cache=cache, positions=positions, documents=documents, lengths=lengths)
         recompute = self.recompute and cache is None and torch.is_grad_enabled()
         for i in range(first, last):
             if recompute:

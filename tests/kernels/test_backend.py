@@ -26,7 +26,7 @@ def test_a_backend_asked_for_by_name_runs_or_says_why_not(monkeypatch: pytest.Mo
     with pytest.raises(ValueError, match="head width 7 is odd"):
         choose("op", "cpu", CPU, {"cpu": lambda: "head width 7 is odd"})
     with pytest.raises(ValueError, match="no backend 'gpu'; backends: auto, reference, triton, cpu"):
-        choose("op", "gpu", CPU, {})  # pyright: ignore[reportArgumentType]
+        choose("op", "gpu", CPU, {})
 
 
 def test_the_interpreter_is_a_gpu_only_for_those_who_ask(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,189 @@
+// 2-simplicial attention on the CPU: plain C entries, threads over blocks of queries, instruction set chosen at run
+// time. Tensors are contiguous float32: q, out, grad, dq [B, T, H, D]; keys and values [B, T, N, D]; lse, delta
+// [B, T, H]. The window of the s stream is the small one; README.md has the derivation.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+
+namespace {
+
+constexpr long CHUNK = 32;   // rows of the small window worked on at once: their scores stay in the first-level cache
+constexpr long QUERIES = 16; // queries of a forward block; they share one copy of the windows
+
+struct Problem {
+  long B, T, H, N, D, ws, wl;
+  float scale;
+  int form;  // 0 trilinear, 1 determinant
+  const float *q, *ks, *vs, *kl, *vl;
+  float *out, *lse;                 // forward
+  const float *grad, *delta;        // backward
+  float* dq;
+};
+
+struct Slab {
+  float *ks, *vs, *kl, *vl;
+};
+
+// Working memory of one thread, handed out front to back, whole cache lines at a time.
+class Scratch {
+ public:
+  explicit Scratch(long floats) : size_(floats), memory_(new float[floats + 16]) {}
+  void restart() { used_ = (16 - reinterpret_cast<size_t>(memory_.get()) / 4 % 16) % 16; }
+  float* take(long floats) {
+    float* here = memory_.get() + used_;
+    used_ += (floats + 15) / 16 * 16;
+    if (used_ > size_ + 16) std::abort();
+    return here;
+  }
+
+ private:
+  long size_, used_ = 0;
+  std::unique_ptr<float[]> memory_;
+};
+
+}  // namespace
+
+#define LANES 4
+#define NAMESPACE plain
+#include "cpu_kernel.h"
+#undef LANES
+#undef NAMESPACE
+
+#if defined(__x86_64__)
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#endif
+#define LANES 8
+#define NAMESPACE avx2
+#include "cpu_kernel.h"
+#undef LANES
+#undef NAMESPACE
+#if defined(__clang__)
+#pragma clang attribute pop
+#pragma clang attribute push(__attribute__((target("avx512f,fma"))), apply_to = function)
+#else
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx512f,fma,prefer-vector-width=512")
+#endif
+#define LANES 16
+#define NAMESPACE avx512
+#include "cpu_kernel.h"
+#undef LANES
+#undef NAMESPACE
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif
+
+namespace {
+
+struct Work {
+  void (*forward)(const Problem&, long, long, long, long, Scratch&);
+  void (*backward)(const Problem&, long, long, long, long, Slab, Scratch&);
+};
+
+// What an instruction set is called from outside: 0 the best there is, else 1 plain, 2 AVX2, 3 AVX-512.
+int best() {
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx512f")) return 3;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 2;
+#endif
+  return 1;
+}
+
+Work work(int set) {
+#if defined(__x86_64__)
+  if (set == 3) return {avx512::forward, avx512::backward};
+  if (set == 2) return {avx2::forward, avx2::backward};
+#endif
+  return {plain::forward, plain::backward};
+}
+
+long scratch_size(const Problem& p, long queries, bool backward) {
+  const long P = p.D + 64, rows = queries + p.wl, small = queries + p.ws, wide = rows + 256;
+  const long forward = 2 * rows * P + p.D * wide + 2 * small * P + CHUNK * (P + wide) + 2 * P;
+  const long rest = 2 * rows * P + p.D * wide + 2 * small * P + CHUNK * (3 * P + wide) + P;
+  return forward + (backward ? rest : 0) + 32 * 16;
+}
+
+}  // namespace
+
+extern "C" {
+
+int simplicial_instruction_set() { return best(); }
+
+// Queries that share a slab in the backward pass: fixed by the windows, so that sums do not depend on the threads.
+long simplicial_slab_queries(long wl) { return std::min(256L, std::max(32L, wl)); }
+
+void simplicial_forward(const float* q, const float* ks, const float* vs, const float* kl, const float* vl, float* out,
+                        float* lse, long B, long T, long H, long N, long D, long ws, long wl, float scale, int form,
+                        int threads, int set) {
+  const Problem p{B, T, H, N, D, ws, wl, scale, form, q, ks, vs, kl, vl, out, lse, nullptr, nullptr, nullptr};
+  const Work run = work(set ? set : best());
+  const long blocks = (T + QUERIES - 1) / QUERIES;
+#pragma omp parallel num_threads(threads)
+  {
+    Scratch scratch(scratch_size(p, QUERIES, false));
+#pragma omp for schedule(dynamic)
+    for (long task = 0; task < B * N * blocks; task++) {
+      const long begin = task % blocks * QUERIES, pair = task / blocks;
+      scratch.restart();
+      run.forward(p, pair / N, pair % N, begin, std::min(T, begin + QUERIES), scratch);
+    }
+  }
+}
+
+// `slabs` holds, for each (row, key head, block), 2 (slab + ws) and 2 (slab + wl) rows of D floats.
+void simplicial_backward(const float* grad, const float* delta, const float* q, const float* ks, const float* vs,
+                         const float* kl, const float* vl, const float* lse, float* dq, float* dks, float* dvs,
+                         float* dkl, float* dvl, float* slabs, long B, long T, long H, long N, long D, long ws, long wl,
+                         float scale, int form, int threads, int set) {
+  Problem p{B, T, H, N, D, ws, wl, scale, form, q, ks, vs, kl, vl, nullptr, const_cast<float*>(lse), grad, delta, dq};
+  const Work run = work(set ? set : best());
+  const long queries = simplicial_slab_queries(wl), blocks = (T + queries - 1) / queries;
+  const long small = (queries + ws) * D, large = (queries + wl) * D, size = 2 * (small + large);
+  const auto slab = [&](long pair, long block) {
+    float* at = slabs + (pair * blocks + block) * size;
+    return Slab{at, at + small, at + 2 * small, at + 2 * small + large};
+  };
+#pragma omp parallel num_threads(threads)
+  {
+    Scratch scratch(scratch_size(p, queries, true));
+#pragma omp for schedule(dynamic)
+    for (long task = 0; task < B * N * blocks; task++) {
+      const long block = task % blocks, pair = task / blocks, begin = block * queries;
+      scratch.restart();
+      run.backward(p, pair / N, pair % N, begin, std::min(T, begin + queries), slab(pair, block), scratch);
+    }
+    // Row t of a stream is in the slabs of its own block and of those whose windows reach back to it, in this order.
+#pragma omp for schedule(static)
+    for (long row = 0; row < B * N * T; row++) {
+      const long t = row % T, pair = row / T, to = ((pair / N * T + t) * N + pair % N) * D;
+      for (int large_stream = 0; large_stream < 2; large_stream++) {
+        const long w = large_stream ? wl : ws;
+        float *dk = (large_stream ? dkl : dks) + to, *dv = (large_stream ? dvl : dvs) + to;
+        std::memset(dk, 0, sizeof(float) * D);
+        std::memset(dv, 0, sizeof(float) * D);
+        const long last = std::min(blocks - 1, std::min(T - 1, t + w - 1) / queries);
+        for (long block = t / queries; block <= last; block++) {
+          const long at = (t - std::max(0L, block * queries - w + 1)) * D;
+          const Slab s = slab(pair, block);
+          const float *k = (large_stream ? s.kl : s.ks) + at, *v = (large_stream ? s.vl : s.vs) + at;
+          for (long d = 0; d < D; d++) dk[d] += k[d], dv[d] += v[d];
+        }
+        for (long d = 0; d < D; d++) dk[d] *= scale;
+      }
+    }
+  }
+}
+
+}  // extern "C"
