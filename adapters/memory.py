@@ -43,9 +43,7 @@ class Memory:
         return Memory(tuple(one[rows] for one in self.keys), tuple(one[rows] for one in self.values), features)
 
 
-def _rows_of(
-    index: Int[Tensor, "B M"], features: Int[Tensor, "N"]
-) -> tuple[Int[Tensor, "B M1"], Int[Tensor, "B M1"]]:
+def _rows_of(index: Int[Tensor, "B M"], features: Int[Tensor, "N"]) -> tuple[Int[Tensor, "B M1"], Int[Tensor, "B M1"]]:
     """For features put into a batch the packed rows made of them, and which of the M features each is of; -1 for
     none.
     """

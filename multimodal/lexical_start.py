@@ -180,9 +180,7 @@ def _start_attention(
         block.look(directions, (reading @ directions.T).T, away=not where)
 
 
-def _streams(
-    text: TextBackbone, captions: Sequence[Sequence[int]], at: Sequence[int]
-) -> list[Float[Tensor, "n D"]]:
+def _streams(text: TextBackbone, captions: Sequence[Sequence[int]], at: Sequence[int]) -> list[Float[Tensor, "n D"]]:
     """The residual stream ahead of each block at every token but each caption's first, whose stream is hundreds of
     times larger than the others' and no measure of anything.
     """
@@ -196,9 +194,7 @@ def _streams(
     return found
 
 
-def _said(
-    caption: Sequence[int], column: dict[int, int], codes: Float[Tensor, "W D"]
-) -> Float[Tensor, "t1 D"]:
+def _said(caption: Sequence[int], column: dict[int, int], codes: Float[Tensor, "W D"]) -> Float[Tensor, "t1 D"]:
     """For each token but the first the words said up to it, older ones fainter."""
     rows, kept = [], torch.zeros(codes.shape[1])
     for token in caption:

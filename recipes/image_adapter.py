@@ -50,8 +50,8 @@ from multimodal.training import (
     load_state,
     open_parameters,
     prepare,
-    save_state,
     sampled_token_loss,
+    save_state,
     token_loss,
     train,
     use_cores,
@@ -267,9 +267,7 @@ def begun(config: Config) -> Config:
     data = replace(config.data, cache="", reading=type(config.data.reading)())
     training = replace(config.training, accumulate=1, recompute=False)
     plain = Config(text="", encoder=config.encoder, adapter=config.adapter, data=data, training=training)
-    return replace(
-        plain, precision=config.precision, begin=config.begin, start=config.start, compare=config.compare
-    )
+    return replace(plain, precision=config.precision, begin=config.begin, start=config.start, compare=config.compare)
 
 
 def claim(accelerator: Accelerator, config: Config) -> None:

@@ -40,9 +40,7 @@ def sampled_token_loss(
     return F.cross_entropy(logits, torch.searchsorted(words, targets), reduction="sum"), len(targets)
 
 
-def candidates(
-    targets: Int[Tensor, "S"], vocabulary: int, drawn: int
-) -> tuple[Int[Tensor, "W"], Float[Tensor, "W"]]:
+def candidates(targets: Int[Tensor, "S"], vocabulary: int, drawn: int) -> tuple[Int[Tensor, "W"], Float[Tensor, "W"]]:
     """The tokens that are compared, rising, and what their logits are raised by; chance from the global generator."""
     kept = torch.zeros(vocabulary, dtype=torch.bool, device=targets.device)
     kept[:_ALWAYS] = True
