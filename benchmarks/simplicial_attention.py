@@ -153,7 +153,7 @@ def measure(shape: Shape, rounds: int, command: str) -> dict[str, Any]:
 
 
 def merge(q: Tensor, k1: Tensor, v1: Tensor, k2: Tensor, v2: Tensor, window1: int, window2: int) -> Tensor:
-    """out = sum_r softmax_r(lse_r) v1[i - r] * attention(q_i * k1[i - r], k2, v2), a flash attention a block of queries.
+    """out = sum_r softmax_r(lse_r) v1[i - r] * attention(q_i * k1[i - r], k2, v2), one flash attention a block.
 
     A block's window is a band, which the CPU's flash attention takes as an additive mask.
     """
