@@ -15,7 +15,7 @@ class Memory:
 
     keys: tuple[Float[Tensor, "*rows _ K"], ...]
     values: tuple[Float[Tensor, "*rows _ K"], ...]
-    features: Int[Tensor, "*rows"] | None = None
+    features: Int[Tensor, "*_"] | None = None
     """Packed: which feature each row was made of, rising. In a batch: which of a batch row's M features, -1 for none.
     None where every feature made one row."""
 

@@ -130,7 +130,7 @@ def write_splits(
         counts: Counter[str] = Counter()
         # A test shows each of its pictures once; in training the same photograph may bear two captions.
         seen = trained if name not in (TRAIN, TWO_STYLES) else set()
-        samples = list(_samples(parts[name], seen, encoded, counts, left_out, name))
+        samples = list(_samples(parts.get(name, ()), seen, encoded, counts, left_out, name))
         shard = folder / name / "shard-00000.tar"
         if samples:
             write_shard(shard, samples, sources=dict(counts))
