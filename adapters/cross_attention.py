@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from adapters.feed_forward import SwiGLU
+from adapters.feed_forward import Activation
+from adapters.feed_forward import feed_forward as feed_forward_of
 
 
 @dataclass(frozen=True)
@@ -97,14 +98,23 @@ class CrossAttentionBlock(nn.Module):
     """
 
     def __init__(
-        self, *, width: int, heads: int, kv_heads: int, head_width: int, feed_forward: int, gate: float, eps: float
+        self,
+        *,
+        width: int,
+        heads: int,
+        kv_heads: int,
+        head_width: int,
+        feed_forward: int,
+        gate: float,
+        eps: float,
+        activation: Activation = "swiglu",
     ) -> None:
         super().__init__()
         self.attention_norm = nn.RMSNorm(width, eps)
         self.attention = CrossAttention(width, heads, kv_heads, head_width, eps)
         self.attention_gate = nn.Parameter(torch.tensor([gate]))
         self.feed_forward_norm = nn.RMSNorm(width, eps)
-        self.feed_forward = SwiGLU(width, feed_forward)
+        self.feed_forward = feed_forward_of(width, feed_forward, activation)
         self.feed_forward_gate = nn.Parameter(torch.tensor([gate]))
 
     def forward(

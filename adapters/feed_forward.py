@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from kernels.sparse_relu2.module import ReLU2FeedForward, SparsityConfig
+
+Activation = Literal["swiglu", "relu2_dense", "relu2"]
+"""relu2: squared ReLU that trains on 2:4 activations once they are sparse; relu2_dense: squared ReLU that never does."""
 
 
 class SwiGLU(nn.Module):
@@ -18,3 +25,13 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+def feed_forward(width: int, hidden: int, activation: Activation) -> nn.Module:
+    """Of as many parameters whatever the activation: squared ReLU has no gate, and is half as wide again as `hidden`
+    (rounded up to a multiple of 32, which 2:4 activations need).
+    """
+    if activation == "swiglu":
+        return SwiGLU(width, hidden)
+    mode = "dense" if activation == "relu2_dense" else "measured"
+    return ReLU2FeedForward(width, -(-3 * hidden // 64) * 32, SparsityConfig(mode=mode))

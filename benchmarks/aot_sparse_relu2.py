@@ -17,7 +17,7 @@ _POINTERS = {
     "*i32": ("COUNTS", "PLACES", "COUNT"),
     "*fp32": ("SUMS", "PARTS"),
 }
-SIGNATURE = {name: kind for kind, names in _POINTERS.items() for name in names} | dict.fromkeys(
+SIGNATURE: dict[str, str] = {name: kind for kind, names in _POINTERS.items() for name in names} | dict.fromkeys(
     ("M", "K", "F", "D", "stride"), "i32"
 )
 ALIGNED = tuple(SIGNATURE)
