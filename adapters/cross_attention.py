@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from adapters.feed_forward import SwiGLU
+from adapters.feed_forward import Activation, SwiGLU
+from adapters.feed_forward import feed_forward as feed_forward_of
 from kernels.token_step.cpu import cross_attention_step
 from kernels.token_step.module import few_rows, hooked, norm_of, plain_weights
 
@@ -134,14 +135,23 @@ class CrossAttentionBlock(nn.Module):
     """
 
     def __init__(
-        self, *, width: int, heads: int, kv_heads: int, head_width: int, feed_forward: int, gate: float, eps: float
+        self,
+        *,
+        width: int,
+        heads: int,
+        kv_heads: int,
+        head_width: int,
+        feed_forward: int,
+        gate: float,
+        eps: float,
+        activation: Activation = "swiglu",
     ) -> None:
         super().__init__()
         self.attention_norm = nn.RMSNorm(width, eps)
         self.attention = CrossAttention(width, heads, kv_heads, head_width, eps)
         self.attention_gate = nn.Parameter(torch.tensor([gate]))
         self.feed_forward_norm = nn.RMSNorm(width, eps)
-        self.feed_forward = SwiGLU(width, feed_forward)
+        self.feed_forward = feed_forward_of(width, feed_forward, activation)
         self.feed_forward_gate = nn.Parameter(torch.tensor([gate]))
 
     def forward(
@@ -156,7 +166,9 @@ class CrossAttentionBlock(nn.Module):
         if y is None:
             attended = self.attention(_normed(self.attention_norm, x), keys, values, sight)
             y = x + (self.attention_gate.tanh() * attended).to(x.dtype)
-        fed = self.feed_forward.step(self.feed_forward_norm, self.feed_forward_gate, y)
+        fed = None
+        if isinstance(self.feed_forward, SwiGLU):
+            fed = self.feed_forward.step(self.feed_forward_norm, self.feed_forward_gate, y)
         if fed is None:
             fed = self.feed_forward(_normed(self.feed_forward_norm, y))
             fed = y + (self.feed_forward_gate.tanh() * fed).to(x.dtype)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from kernels.sparse_relu2.module import ReLU2FeedForward, SparsityConfig
 from kernels.token_step.cpu import swiglu_step
 from kernels.token_step.module import few_rows, hooked, norm_of, plain_weights
+
+Activation = Literal["swiglu", "relu2_dense", "relu2"]
+"""relu2: squared ReLU that trains on 2:4 activations once they are sparse; relu2_dense: one that never does."""
 
 
 class SwiGLU(nn.Module):
@@ -28,3 +34,13 @@ class SwiGLU(nn.Module):
             return None
         weights = plain_weights((self.gate_proj, self.up_proj, self.down_proj), self.down_proj.weight.dtype)
         return None if weights is None else swiglu_step(x, norm_of(norm), *weights, scale=float(gate.tanh()))
+
+
+def feed_forward(width: int, hidden: int, activation: Activation) -> nn.Module:
+    """Of as many parameters whatever the activation: squared ReLU has no gate, and is half as wide again as `hidden`
+    (rounded up to a multiple of 32, which 2:4 activations need).
+    """
+    if activation == "swiglu":
+        return SwiGLU(width, hidden)
+    mode = "dense" if activation == "relu2_dense" else "measured"
+    return ReLU2FeedForward(width, -(-3 * hidden // 64) * 32, SparsityConfig(mode=mode))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from adapters.cross_attention import CrossAttention, CrossAttentionBlock, Sight, sight
+from adapters.feed_forward import Activation
 from adapters.memory import Memory
 from adapters.projector import Projector
 from adapters.summary import Summary
@@ -42,6 +43,9 @@ class ImageAdapterConfig:
 
     feed_forward: int = 0
     """Hidden width of the blocks' feed-forward."""
+
+    activation: Activation = "swiglu"
+    """What the feed-forward computes: SwiGLU, or squared ReLU of as many parameters (half as wide again, no gate)."""
 
     gate: float = 0.0
     """What the gates start at; at 0 a new adapter changes nothing, and only the gates have a gradient."""
@@ -120,6 +124,7 @@ class ImageAdapter(nn.Module):
                 feed_forward=config.feed_forward,
                 gate=config.gate,
                 eps=config.norm_eps,
+                activation=config.activation,
             )
             for _ in config.at
         )

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-OPS = ("simplicial_attention",)
+OPS = ("simplicial_attention", "sparse_relu2")
 ARCHITECTURES = (80, 90, 100)
 
 _SHARED = {80: 164 * 1024, 90: 228 * 1024, 100: 228 * 1024}
