@@ -108,7 +108,7 @@ _DEMO = Config(
     ),
     training=TrainingConfig(
         learns=(*((rf"adapters\.image\.{name}", 0.0) for name in _FROZEN), (r"adapters\.image\..*", 1.0)),
-        steps=450,
+        steps=330,
         learning_rate=2e-3,
         warm_up=10,
         floor=0.03,
@@ -157,7 +157,7 @@ def paper(text: str, blocks: int, *, annealing: bool) -> Config:
 _8B, _70B = "meta-llama/Llama-3.1-8B", "meta-llama/Llama-3.1-70B"
 PRESETS = {
     "demo": _DEMO,
-    "hour": replace(_DEMO, training=replace(_DEMO.training, steps=3000)),
+    "hour": replace(_DEMO, training=replace(_DEMO.training, steps=1500)),
     "llama3-8b": paper(_8B, 32, annealing=False),
     "llama3-8b-annealing": paper(_8B, 32, annealing=True),
     "llama3-70b": paper(_70B, 80, annealing=False),
