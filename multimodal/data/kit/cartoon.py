@@ -22,7 +22,7 @@ def cartoon(picture: PIL.Image.Image, random: Random) -> PIL.Image.Image:
 
     Not mirrored: captions speak of left and right.
     """
-    alpha = picture.getchannel("A").point(lambda level: 255 if level > 127 else 0)
+    alpha = picture.getchannel("A").point([0] * 128 + [255] * 128)
     white = PIL.Image.new("RGBA", picture.size, (255, 255, 255, 255))
     white.alpha_composite(picture)
     flat = white.convert("RGB").filter(ImageFilter.MedianFilter(5))
