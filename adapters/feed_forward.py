@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from kernels.sparse_relu2.module import ReLU2FeedForward, SparsityConfig
 
 Activation = Literal["swiglu", "relu2_dense", "relu2"]
-"""relu2: squared ReLU that trains on 2:4 activations once they are sparse; relu2_dense: squared ReLU that never does."""
+"""relu2: squared ReLU that trains on 2:4 activations once they are sparse; relu2_dense: squared ReLU that never does
+(both with the parameters of SwiGLU)."""
 
 
 class SwiGLU(nn.Module):
