@@ -53,6 +53,9 @@ class ReLU2FeedForward(nn.Module):
     tokens at a time read only the rows of `down` that they need.
     """
 
+    notes = ("measured",)
+    """Buffers that training writes: part of what learns, and of a run's state."""
+
     few: int = 4
     """Tokens that are decoded by skipping rows; more are a dense product."""
 
