@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 # One thread a test process: xdist already fills the cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: setup demo test check proof bench lint clean
+.PHONY: setup demo test check proof kernels bench lint clean
 
 setup: $(INSTALLED)
 
@@ -36,8 +36,14 @@ proof: setup
 	$(BIN)/python -m multimodal.data.kit
 	$(BIN)/python -m pytest -m slow --timeout 3600
 
+# Kernels without a GPU: every shape in Triton's interpreter, every configuration compiled and held against its limits.
+kernels: setup
+	TRITON_INTERPRET=1 $(PYTEST) -n 2 --timeout 3600 tests/kernels
+	TRITON_INTERPRET=0 $(BIN)/python benchmarks/kernels_aot.py
+
 bench: setup
 	$(BIN)/python benchmarks/image_adapter.py
+	$(BIN)/python benchmarks/simplicial_attention.py
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .import_linter_cache

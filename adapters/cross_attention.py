@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from adapters.feed_forward import Activation
+from adapters.feed_forward import Activation, SwiGLU
 from adapters.feed_forward import feed_forward as feed_forward_of
+from kernels.token_step.cpu import cross_attention_step
+from kernels.token_step.module import few_rows, hooked, norm_of, plain_weights
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,20 @@ class CrossAttention(nn.Module):
         parts = directions.unflatten(0, (self.kv_heads, self.head_width)).repeat_interleave(sharing, dim=0)
         self.o_proj.weight.copy_(parts.flatten(0, 1).T * (size / sharing))
 
+    @torch.no_grad()
+    def look(self, directions: Float[Tensor, "C D"], reading: Float[Tensor, "C D"], *, away: bool) -> None:
+        """Lets keys be the media's share in directions, and queries `reading`: towards it, or (two heads of three)
+        away from it. Queries stay as large as they were.
+        """
+        sharing = self.q_proj.out_features // self.k_proj.out_features
+        self.k_proj.weight.copy_(directions)
+        heads = reading.unflatten(0, (self.kv_heads, self.head_width)).repeat_interleave(sharing, dim=0)
+        queries = self.q_proj.weight.unflatten(0, (-1, self.head_width))
+        heads = heads * (self.q_proj.weight.std() / heads.std().clamp(min=1e-12))
+        for head in range(len(heads)):
+            if not (away and head % 3 == 2):
+                queries[head] = -heads[head] if away else heads[head]
+
     def forward(
         self,
         x: Float[Tensor, "B T D"],
@@ -90,6 +106,27 @@ class CrossAttention(nn.Module):
         q = q.transpose(1, 2).reshape(B, self.kv_heads, -1, self.head_width)
         out = F.scaled_dot_product_attention(q, keys, values, attn_mask=sight.sees)
         return self.o_proj(out.reshape(B, -1, T, self.head_width).transpose(1, 2).flatten(2))
+
+    def step(
+        self,
+        norm: nn.Module,
+        gate: Float[Tensor, "1"],
+        x: Float[Tensor, "B T D"],
+        keys: Float[Tensor, "B H M K"],
+        values: Float[Tensor, "B H M K"],
+        sight: Sight,
+    ) -> Float[Tensor, "B T D"] | None:
+        """x + tanh(gate) * self(norm(x)) for one token a row, by the fused op; None where that does not apply."""
+        if x.shape[1] != 1 or not few_rows(x) or hooked(self, norm, self.q_norm):
+            return None
+        weights = plain_weights((self.q_proj, self.o_proj), values.dtype)
+        if weights is None or keys.dtype != values.dtype or not (keys.is_contiguous() and values.is_contiguous()):
+            return None
+        q, out = weights
+        # All queries of a row's one token see the same.
+        sees = None if sight.sees is None else sight.sees[:, 0, 0]
+        query_norm, scale = norm_of(self.q_norm), float(gate.tanh())
+        return cross_attention_step(x, norm_of(norm), q, query_norm, out, scale, keys, values, sees)
 
 
 class CrossAttentionBlock(nn.Module):
@@ -125,10 +162,17 @@ class CrossAttentionBlock(nn.Module):
         sight: Sight,
     ) -> Float[Tensor, "B T D"]:
         """The residual stream after the block; where a token sees nothing it is bit for bit what it was."""
-        attended = self.attention(_normed(self.attention_norm, x), keys, values, sight)
-        y = x + (self.attention_gate.tanh() * attended).to(x.dtype)
-        y = y + (self.feed_forward_gate.tanh() * self.feed_forward(_normed(self.feed_forward_norm, y))).to(x.dtype)
-        return y if sight.seeing is None else torch.where(sight.seeing, y, x)
+        y = self.attention.step(self.attention_norm, self.attention_gate, x, keys, values, sight)
+        if y is None:
+            attended = self.attention(_normed(self.attention_norm, x), keys, values, sight)
+            y = x + (self.attention_gate.tanh() * attended).to(x.dtype)
+        fed = None
+        if isinstance(self.feed_forward, SwiGLU):
+            fed = self.feed_forward.step(self.feed_forward_norm, self.feed_forward_gate, y)
+        if fed is None:
+            fed = self.feed_forward(_normed(self.feed_forward_norm, y))
+            fed = y + (self.feed_forward_gate.tanh() * fed).to(x.dtype)
+        return fed if sight.seeing is None else torch.where(sight.seeing, fed, x)
 
 
 def _normed(norm: nn.RMSNorm, x: Tensor) -> Tensor:

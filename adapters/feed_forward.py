@@ -9,10 +9,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kernels.sparse_relu2.module import ReLU2FeedForward, SparsityConfig
+from kernels.token_step.cpu import swiglu_step
+from kernels.token_step.module import few_rows, hooked, norm_of, plain_weights
 
 Activation = Literal["swiglu", "relu2_dense", "relu2"]
-"""relu2: squared ReLU that trains on 2:4 activations once they are sparse; relu2_dense: squared ReLU that never does
-(both with the parameters of SwiGLU)."""
+"""relu2: squared ReLU that trains on 2:4 activations once they are sparse; relu2_dense: one that never does."""
 
 
 class SwiGLU(nn.Module):
@@ -26,6 +27,13 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+    def step(self, norm: nn.Module, gate: Float[Tensor, "1"], x: Float[Tensor, "B T D"]) -> Tensor | None:
+        """x + tanh(gate) * self(norm(x)) for one token a row, by the fused op; None where that does not apply."""
+        if x.shape[1] != 1 or not few_rows(x) or hooked(self, norm):
+            return None
+        weights = plain_weights((self.gate_proj, self.up_proj, self.down_proj), self.down_proj.weight.dtype)
+        return None if weights is None else swiglu_step(x, norm_of(norm), *weights, scale=float(gate.tanh()))
 
 
 def feed_forward(width: int, hidden: int, activation: Activation) -> nn.Module:

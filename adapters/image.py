@@ -18,6 +18,7 @@ from adapters.cross_attention import CrossAttention, CrossAttentionBlock, Sight,
 from adapters.feed_forward import Activation
 from adapters.memory import Memory
 from adapters.projector import Projector
+from adapters.summary import Summary
 
 Enter = Callable[[Tensor], Tensor]
 
@@ -31,7 +32,7 @@ class ImageAdapterConfig:
 
     width: int = 0
     """Width of the text model's residual stream. This and the next five may be left at 0 until the adapter is composed
-    with a text model and an encoder: each is then as theirs."""
+    with a text model and an encoder: each is then as theirs (and so is `whole`)."""
 
     features: int = 0
     """Width of an image feature."""
@@ -55,8 +56,17 @@ class ImageAdapterConfig:
     projector_hidden: int = 0
     """Hidden width of a projector of two layers; 0 for a single linear one, as in the paper's release."""
 
+    whole: int = 0
+    """Features of a whole tile (class token, pooled) that stand ahead of its patches."""
+
     recall: int = 0
-    """Things that are remembered by the features of whole tiles (of encoders with a class token, or `pooled`)."""
+    """Names that are remembered by the features of whole tiles; with it these are read together (adapters.summary)."""
+
+    recall_slots: int = 10
+    """Longest name that is recalled, in words of the text model."""
+
+    recall_words: int = 4096
+    """Different words that names are made of."""
 
     positions: Literal["fourier", "none"] = "none"
     """Whether features are told where they lie: needed where the vision model does not say so itself."""
@@ -88,13 +98,19 @@ class ImageAdapter(nn.Module):
             (config.width, config.features, config.heads, config.kv_heads, config.head_width, config.feed_forward)
         ):
             raise ValueError(f"an adapter is built with all its widths and heads known, got {config}")
+        if config.recall and not config.whole:
+            raise ValueError("recall needs features of whole tiles; set the encoder's `pooled`, or leave recall at 0")
         self.config = config
+        summary = None
+        if config.recall:
+            names, words, slots = config.recall, config.recall_words, config.recall_slots
+            summary = Summary(config.whole, config.features, config.width, names=names, words=words, slots=slots)
         self.projector = Projector(
             config.features,
             config.width,
             hidden=config.projector_hidden,
             norm=config.projector_norm,
-            recall=config.recall,
+            summary=summary,
             places=config.positions == "fourier",
             mixer=config.mixer,
             noise=config.noise,
@@ -127,8 +143,8 @@ class ImageAdapter(nn.Module):
         recall, `pictures` (which picture a feature is of, in rising order) where it has a mixer.
         """
         media = self.projector(features, places, pictures)
-        keys, values = zip(*(one.remember(media) for one in self.attentions()), strict=True)
-        return Memory(keys, values)
+        keys, values = zip(*(one.remember(media.rows) for one in self.attentions()), strict=True)
+        return Memory(keys, values, media.features)
 
     def before(self, memory: Memory, sees: Bool[Tensor, "B T M"]) -> dict[int, tuple[Enter, ...]]:
         """Functions of the residual stream [B, T, D] for TextBackbone's `before`; sees[b, t, m]: token t looks at
@@ -141,12 +157,13 @@ class ImageAdapter(nn.Module):
         if not bool(looking.any()):
             return {}
         sharing = self.config.heads // self.config.kv_heads
+        sees = memory.seen(sees)
         if bool(looking.all()):
             rows, who = None, sight(sees, sharing)
         else:
             rows = looking.nonzero()[:, 0]
             who = sight(sees[rows], sharing)
-            memory = Memory(tuple(one[rows] for one in memory.keys), tuple(one[rows] for one in memory.values))
+            memory = memory.select(rows)
         return {
             at: (partial(self._enter, block, keys, values, who, rows),)
             for at, block, keys, values in zip(self.config.at, self.blocks, memory.keys, memory.values, strict=True)

@@ -14,10 +14,13 @@ class FourierPlaces(nn.Module):
     mixed linearly.
     """
 
-    def __init__(self, width: int, *, frequencies: int = 6) -> None:
+    # More octaves are finer than grids of some ten patches.
+    def __init__(self, width: int, *, frequencies: int = 3) -> None:
         super().__init__()
         self.frequencies = frequencies
         self.mix = nn.Linear(4 * frequencies + 1, width, bias=False)
+        # Louder than a linear layer's own start: beside features of unit size places would be hard to hear.
+        nn.init.normal_(self.mix.weight, std=2 * (4 * frequencies + 1) ** -0.5 * 3**-0.5)
 
     def forward(self, places: Float[Tensor, "N 3"]) -> Float[Tensor, "N D"]:
         octaves = math.pi * 2.0 ** torch.arange(self.frequencies, device=places.device)

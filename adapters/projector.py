@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from adapters.places import FourierPlaces
-from adapters.recall import Recall
+from adapters.summary import Summary
+
+
+@dataclass(frozen=True)
+class Media:
+    """Rows for the cross-attention to read, packed."""
+
+    rows: Float[Tensor, "N1 D"]
+    features: Int[Tensor, "N1"] | None = None
+    """Which feature each row was made of, rising; None where every feature made one row."""
 
 
 class Projector(nn.Module):
     """Features to media rows that the cross-attention reads.
 
-    A linear map (as in the paper's release), or two layers; recall of names on the features of whole tiles; a code for
-    where a feature lies; a narrow Transformer over each picture's features (for what no single place shows: how many,
-    left of what); a norm. All but the linear map are options.
+    A linear map (as in the paper's release), or two layers; a summary of the features of whole tiles, with recall of
+    names; a code for where a feature lies; a narrow Transformer over each picture's features (for what no single place
+    shows: how many, left of what); a norm. All but the linear map are options.
     """
 
     def __init__(
@@ -26,7 +37,7 @@ class Projector(nn.Module):
         *,
         hidden: int = 0,
         norm: bool = False,
-        recall: int = 0,
+        summary: Summary | None = None,
         places: bool = False,
         mixer: int = 0,
         noise: float = 0.0,
@@ -36,35 +47,59 @@ class Projector(nn.Module):
         self.norm = nn.LayerNorm(features) if norm else None
         self.hidden = nn.Linear(features, hidden) if hidden else None
         self.out = nn.Linear(hidden or features, width)
-        self.recall = Recall(features, width, recall) if recall else None
+        self.summary = summary
         self.places = FourierPlaces(width) if places else None
         self.mixer = Mixer(width, mixer) if mixer else None
         self.out_norm = nn.RMSNorm(width) if mixer else None
 
     def forward(
         self, features: Float[Tensor, "N E"], places: Float[Tensor, "N 3"] | None, pictures: Int[Tensor, "N"] | None
-    ) -> Float[Tensor, "N D"]:
-        """`places` and `pictures` (which picture a feature is of) are needed where there is a code or a mixer."""
+    ) -> Media:
+        """`places` and `pictures` (which picture a feature is of) are needed where there is a code, a summary or a
+        mixer.
+        """
         media = self.project(features, places)
+        rows = media.rows
         if self.training and self.noise:
-            media = media + self.noise * torch.randn_like(media)
+            rows = rows + self.noise * torch.randn_like(rows)
         if self.places is not None:
-            media = media + self.places(_given(places, "places"))
+            rows = rows + self.places(_of(media, _given(places, "places")))
         if self.mixer is not None and self.out_norm is not None:
-            media = self.out_norm(media + self.mixer(media, _given(pictures, "pictures")))
-        return media
+            rows = self.out_norm(rows + self.mixer(rows, _of(media, _given(pictures, "pictures"))))
+        return Media(rows, media.features)
 
-    def project(self, features: Float[Tensor, "N E"], places: Float[Tensor, "N 3"] | None) -> Float[Tensor, "N D"]:
+    def project(self, features: Float[Tensor, "N E"], places: Float[Tensor, "N 3"] | None) -> Media:
         """The features' own share of the rows, before places, noise and mixing."""
         x = features.to(self.out.weight.dtype)
-        plain = x if self.norm is None else self.norm(x)
-        if self.hidden is not None:
-            plain = F.gelu(self.hidden(plain))
-        media = self.out(plain)
-        if self.recall is not None:
-            whole = (_given(places, "places")[:, 2] == 1).nonzero()[:, 0]
-            media = media.index_add(0, whole, self.recall(x[whole]).to(media.dtype))
-        return media
+        if self.summary is None:
+            return Media(self._patches(x))
+        whole = _given(places, "places")[:, 2] == 1
+        return _with_summaries(self._patches(x[~whole]), self.summary, x[whole], whole)
+
+    def _patches(self, x: Float[Tensor, "N E"]) -> Float[Tensor, "N D"]:
+        x = x if self.norm is None else self.norm(x)
+        return self.out(x if self.hidden is None else F.gelu(self.hidden(x)))
+
+
+def _with_summaries(
+    patches: Float[Tensor, "n D"], summary: Summary, x: Float[Tensor, "w E"], whole: Bool[Tensor, "N"]
+) -> Media:
+    """Every tile's summary in place of its whole features, which stand ahead of its patches."""
+    together = summary.linear.in_features // x.shape[1]
+    made = summary(x.unflatten(0, (-1, together)))  # tiles J1 D
+    counts = (~whole).long()
+    counts[whole.nonzero()[::together, 0]] = made.shape[1]
+    features = torch.arange(len(whole), device=x.device).repeat_interleave(counts)
+    summarises = whole[features]
+    order = torch.empty_like(features)
+    order[~summarises] = torch.arange(len(patches), device=x.device)
+    order[summarises] = torch.arange(len(patches), len(features), device=x.device)
+    return Media(torch.cat([patches, made.flatten(0, 1)])[order], features)
+
+
+def _of(media: Media, about: Tensor) -> Tensor:
+    """What is known of each feature, for each row."""
+    return about if media.features is None else about[media.features]
 
 
 class Mixer(nn.Module):

@@ -27,7 +27,7 @@ def builds(arch: int) -> Iterable[Build]:
     for G, D in ((64, 48), (64, 96)):
         yield from _attention(arch, G, D, "determinant")
     for D in (64, 128):
-        keys = ours.key_tile(D, "trilinear", arch).keys
+        keys = ours.key_tile(64, D, "trilinear", arch).keys
         yield _plain("delta", triton_backward.delta_kernel, {"D": D, "BR": 32}, 4)
         yield _plain("small_grad", triton_backward.small_grad_kernel, {"D": D, "BN": keys}, 1)
 
@@ -40,7 +40,7 @@ def _attention(arch: int, G: int, D: int, form: str) -> Iterable[Build]:
         ("query_grad", triton_backward.query_grad_kernel, "SSV"),
         ("key_grad", triton_backward.key_grad_kernel, "SSVV"),
     ):
-        for tile in ours.tiles(name, width, form, arch):
+        for tile in ours.tiles(name, G, width, form, arch):
             cut = ours.cut(tile, G)
             yield Build(
                 name=f"{name} G{G} D{D} {cut['BP']}x{cut['BG']}x{tile.keys}{' det' if form == 'determinant' else ''}",

@@ -47,7 +47,7 @@ class ImageEncoderConfig:
     """
 
     pooled: bool = False
-    """Adds the mean of each tile's patches as one more feature."""
+    """Adds the mean of each tile's patches and their root mean square as two more features."""
 
     def __post_init__(self) -> None:
         if self.global_layers and "final" not in self.layers:
@@ -57,8 +57,8 @@ class ImageEncoderConfig:
 class ImageEncoder(nn.Module):
     """Any vision model, frozen and in evaluation mode until one of its parameters is asked to learn.
 
-    A tile gives `per_tile` features of `width` numbers: the model's class token where it has one, the mean of the
-    patches where `pooled` is set, then the patches row by row.
+    A tile gives `per_tile` features of `width` numbers: `whole` of all of it (the model's class token where it has one;
+    mean and root mean square of the patches where `pooled` is set), then the patches row by row.
     """
 
     def __init__(self, config: ImageEncoderConfig, *, tower: Tower | None = None) -> None:
@@ -73,7 +73,8 @@ class ImageEncoder(nn.Module):
             self.global_layers = GlobalLayers(config.global_layers, width, heads=heads, hidden=4 * width)
         self.width = sum(self.tower.widths)
         rows, columns = self.tower.grid
-        self.per_tile = self.tower.whole + config.pooled + rows * columns
+        self.whole = self.tower.whole + 2 * config.pooled
+        self.per_tile = self.whole + rows * columns
         fit = config.fit if config.fit != "auto" else ("tile" if config.tiles > 1 else "squash")
         self.preprocess = Preprocess(
             size=self.tower.side,
@@ -107,7 +108,8 @@ class ImageEncoder(nn.Module):
         if not self.config.pooled:
             return joined
         whole, patches = joined[:, : self.tower.whole], joined[:, self.tower.whole :]
-        return torch.cat([whole, patches.mean(1, keepdim=True), patches], dim=1)
+        mean, power = patches.mean(1, keepdim=True), patches.square().mean(1, keepdim=True)
+        return torch.cat([whole, mean, power.sqrt(), patches], dim=1)
 
     def places(self, grid: tuple[int, int]) -> Float[Tensor, "M 3"]:
         """Where the features of a picture of rows x columns tiles lie: (y, x, kind), M = rows * columns * per_tile.
@@ -118,7 +120,7 @@ class ImageEncoder(nn.Module):
         high, wide = self.tower.grid
         y, x = (torch.arange(high) + 0.5) / high, (torch.arange(wide) + 0.5) / wide
         patches = torch.stack([y[:, None].expand(high, wide), x.expand(high, wide), torch.zeros(high, wide)], dim=-1)
-        whole = torch.tensor([0.5, 0.5, 1.0]).expand(self.tower.whole + self.config.pooled, 3)
+        whole = torch.tensor([0.5, 0.5, 1.0]).expand(self.whole, 3)
         tile = torch.cat([whole, patches.flatten(0, 1)])
         corners = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).float()
         corners = torch.cat([corners, torch.zeros(len(corners), 1)], dim=1)
@@ -131,8 +133,7 @@ class ImageEncoder(nn.Module):
         return self
 
     def _without_pooled(self, places: Float[Tensor, "N M0 3"]) -> Float[Tensor, "N M 3"]:
-        whole = self.tower.whole
-        return torch.cat([places[:, :whole], places[:, whole + self.config.pooled :]], dim=1)
+        return torch.cat([places[:, : self.tower.whole], places[:, self.whole :]], dim=1)
 
 
 def _tower(config: ImageEncoderConfig) -> Tower:

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from multimodal.assistant import Assistant, Chat, load
-    from multimodal.modality import Image
+    from multimodal.modality import Audio, Image
     from multimodal.model import MultimodalModel
 
-__all__ = ["Assistant", "Chat", "Image", "MultimodalModel", "load"]
+__all__ = ["Assistant", "Audio", "Chat", "Image", "MultimodalModel", "load"]
 
 _HOMES = {
     "Assistant": "assistant",
+    "Audio": "modality",
     "Chat": "assistant",
     "Image": "modality",
     "MultimodalModel": "model",

@@ -1,4 +1,4 @@
-"""The Python API: load a run or compose adapters, then ask about text and pictures."""
+"""The Python API: load a run or compose adapters, then ask about text, pictures and recordings."""
 
 from __future__ import annotations
 
@@ -9,27 +9,49 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from encoders.sound import RATE, is_silent
 from multimodal.batch import Batch
-from multimodal.checkpoint import PARTS, ImageParts, Parts, check_backbone, check_encoder, load_weights, read_parts
-from multimodal.media import PictureReader
+from multimodal.checkpoint import (
+    PARTS,
+    ImageParts,
+    Parts,
+    SpeechParts,
+    check_backbone,
+    check_encoder,
+    load_weights,
+    read_parts,
+)
+from multimodal.media import MediaReader
+from multimodal.modality import Audio
 from multimodal.model import MultimodalModel
 from multimodal.prompt import Message, Prompt, PromptReader, Row, parts_of
+from multimodal.transcription import OVERLAP, WINDOW, joined, most_tokens, windows
 from text_backbone import Sampling, TextBackbone, Tokenizer, generate, load_backbone, load_tokenizer
 
 
 class Assistant:
     """A composed model with its tokenizer.
 
-    A prompt is text, an `Image`, or a list of both in the order in which they are to be read. With `raw=True` the model
-    reads begin-of-text and the prompt as it stands, as in adapter pretraining; otherwise the model's own chat form.
+    A prompt is text, an `Image`, an `Audio`, or a list of them in the order in which they are to be read. With
+    `raw=True` the model reads begin-of-text and the prompt as it stands, as in adapter pretraining; otherwise the
+    model's own chat form.
     """
 
-    def __init__(self, model: MultimodalModel, tokenizer: Tokenizer, *, caption_prompt: str = "Image caption:") -> None:
+    def __init__(
+        self,
+        model: MultimodalModel,
+        tokenizer: Tokenizer,
+        *,
+        caption_prompt: str = "Image caption:",
+        speech: SpeechParts | None = None,
+    ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.caption_prompt = caption_prompt
         """The words that stood between picture and caption when the image adapter was trained."""
-        self.pictures = PictureReader(model)
+        self.speech = speech
+        """How the speech adapter was trained: the words that ask for a transcript or a translation."""
+        self.media = MediaReader(model)
         self._prompts = PromptReader(tokenizer=tokenizer, vocabulary=model.text.config.vocabulary)
 
     def reply(self, prompt: Prompt, *, raw: bool = False, max_new: int = 128, sampling: Sampling | None = None) -> str:
@@ -60,9 +82,41 @@ class Assistant:
         """A caption for each prompt (mostly one Image), asked for in the words of the adapter's training."""
         return self.batch([[*parts_of(image), self.caption_prompt] for image in images], raw=True, max_new=max_new)
 
+    def transcribe(
+        self,
+        audios: Sequence[Audio],
+        *,
+        language: str = "English",
+        translate: bool = False,
+        window: float = WINDOW,
+        overlap: float = OVERLAP,
+        batch: int = 16,
+    ) -> list[str]:
+        """What is said in each recording, or with `translate` its translation, in `language`; "" where there is
+        silence.
+
+        Asked for in the words of the adapter's training. Recordings longer than `window` seconds are read in windows
+        that share `overlap` seconds, and joined where their texts agree.
+        """
+        if self.speech is None:
+            raise ValueError(f"the model's adapters are {sorted(self.model.adapters)}, not 'speech': it cannot hear")
+        asked = self.speech
+        prompt = (asked.translation_prompt if translate else asked.prompt).format(language=language)
+        parts = [windows(audio.open(), window=window, overlap=overlap) for audio in audios]
+        said = {(i, j): "" for i, one in enumerate(parts) for j, part in enumerate(one) if not is_silent(part)}
+        # Those that are transcribed together are about equally long.
+        order = sorted(said, key=lambda at: len(parts[at[0]][at[1]]))
+        for start in range(0, len(order), batch):
+            chosen = order[start : start + batch]
+            prompts = [[prompt, Audio(parts[i][j], sampling_rate=RATE)] for i, j in chosen]
+            longest = max(len(parts[i][j]) for i, j in chosen) / RATE
+            texts = self.batch(prompts, raw=True, max_new=most_tokens(longest))
+            said.update(zip(chosen, texts, strict=True))
+        return [joined([said.get((i, j), "") for j in range(len(one))]) for i, one in enumerate(parts)]
+
     def prepared(self, prompts: Sequence[Prompt], *, raw: bool = False) -> Batch:
         """The prompts as the batch that the model reads, for those who want tensors: `assistant.model(batch, ...)`."""
-        return self.pictures.batch([self._row(prompt, raw) for prompt in prompts])
+        return self.media.batch([self._row(prompt, raw) for prompt in prompts])
 
     def chat(self, *, system: str | None = None) -> Chat:
         """A conversation that remembers its turns and its pictures."""
@@ -97,7 +151,7 @@ class Assistant:
     @torch.no_grad()
     def _generate(self, rows: Sequence[Row], max_new: int, sampling: Sampling | None) -> Iterator[list[int | None]]:
         """For every step a token for each row, None where the row has ended."""
-        batch = self.pictures.batch(rows)
+        batch = self.media.batch(rows)
         memory = self.model.remember(batch)
         last = batch.lengths - 1
         # What follows sees what the prompt's last token sees.
@@ -108,7 +162,7 @@ class Assistant:
             batch.lengths,
             before_prompt=self.model.before(memory, batch.sees),
             before_next=self.model.before(memory, sees),
-            embeds=self.model.embeds(batch.tokens),
+            embeds=self.model.embeds(batch.tokens, self.model.listen(batch)),
             sampling=sampling or Sampling(),
             stops=self.tokenizer.stops,
             max_new=max_new,
@@ -168,21 +222,30 @@ def load(
     for run, described in zip(runs, parts, strict=True):
         check_backbone(run, described, text, allow_other=allow_other_backbone)
     model = _compose(text, runs, parts).to(device)
-    prompt = parts[0].caption_prompt if parts else "Image caption:"
-    return Assistant(model.requires_grad_(False), load_tokenizer(origin), caption_prompt=prompt)
+    seeing = [described.caption_prompt for described in parts if described.image is not None]
+    hearing = [described.speech for described in parts if described.speech is not None]
+    return Assistant(
+        model.requires_grad_(False),
+        load_tokenizer(origin),
+        caption_prompt=seeing[0] if seeing else "Image caption:",
+        speech=hearing[0] if hearing else None,
+    )
 
 
 def _compose(text: TextBackbone, runs: Sequence[Path], parts: Sequence[Parts]) -> MultimodalModel:
-    seeing = [(run, described.image) for run, described in zip(runs, parts, strict=True) if described.image is not None]
-    if len(seeing) > 1:
-        raise ValueError(f"two runs bring an image adapter: {', '.join(str(run) for run, _ in seeing)}; choose one")
-    encoders, adapters = {}, {}
-    for _, image in seeing:
-        encoders["image"], adapters["image"] = image_parts(image)
+    encoders, adapters, brought = {}, {}, {}
+    for run, described in zip(runs, parts, strict=True):
+        for name, medium in (("image", described.image), ("speech", described.speech)):
+            if medium is None:
+                continue
+            if name in brought:
+                raise ValueError(f"two runs bring {_an(name)} adapter: {brought[name][0]}, {run}; choose one")
+            brought[name] = run, medium
+            encoders[name], adapters[name] = image_parts(medium) if isinstance(medium, ImageParts) else ears(medium)
     model = MultimodalModel(text, encoders, adapters)
-    for run, image in seeing:
-        load_weights(run, model)
-        check_encoder(run, image, encoders["image"])
+    for name, (run, medium) in brought.items():
+        load_weights(run, model, only=name)
+        check_encoder(run, medium, encoders[name])
     return model
 
 
@@ -192,3 +255,15 @@ def image_parts(parts: ImageParts):
     from encoders import ImageEncoder
 
     return ImageEncoder(parts.encoder), ImageAdapter(parts.adapter)
+
+
+def ears(parts: SpeechParts):
+    """The speech encoder and the (untrained) adapter that `parts` describe."""
+    from adapters import SpeechAdapter
+    from encoders import SpeechEncoder
+
+    return SpeechEncoder(parts.encoder), SpeechAdapter(parts.adapter)
+
+
+def _an(name: str) -> str:
+    return f"an {name}" if name[0] in "aeiou" else f"a {name}"

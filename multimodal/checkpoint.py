@@ -12,8 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from adapters import ImageAdapter, ImageAdapterConfig
-from encoders import ImageEncoder, ImageEncoderConfig
+from adapters import ImageAdapter, ImageAdapterConfig, SpeechAdapter, SpeechAdapterConfig
+from encoders import ImageEncoder, ImageEncoderConfig, SpeechEncoder, SpeechEncoderConfig
 from multimodal.fingerprint import fingerprint
 from multimodal.model import MultimodalModel
 from multimodal.settings import read, to_json
@@ -33,6 +33,18 @@ class ImageParts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SpeechParts:
+    """A speech adapter and the encoder whose features it reads."""
+
+    encoder: SpeechEncoderConfig
+    encoder_fingerprint: str
+    adapter: SpeechAdapterConfig
+    prompt: str = "Repeat after me in {language}:"
+    """The words ahead of a recording that ask for what is said in it."""
+    translation_prompt: str = "Translate the following sentence into {language}:"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Parts:
     """What a run composed: enough to build it again, and to refuse a backbone that is not the one it was trained on."""
 
@@ -40,6 +52,7 @@ class Parts:
     """Folder or hub id of the backbone."""
     text_fingerprint: str
     image: ImageParts | None = None
+    speech: SpeechParts | None = None
     caption_prompt: str = "Image caption:"
     """The words between picture and caption in training."""
     extra: dict[str, str] = field(default_factory=dict)
@@ -52,15 +65,26 @@ def text_fingerprint(text: TextBackbone) -> str:
     return fingerprint({name: tensor.to(torch.bfloat16) for name, tensor in text.state_dict().items()})
 
 
-def describe(model: MultimodalModel, *, text: str, caption_prompt: str) -> Parts:
+def describe(model: MultimodalModel, *, text: str, caption_prompt: str = "Image caption:") -> Parts:
     """The parts of `model`, whose backbone came from `text`."""
-    image = None
+    image, speech = None, None
     if "image" in model.adapters:
         encoder, adapter = model.encoders["image"], model.adapters["image"]
         assert isinstance(encoder, ImageEncoder)
         assert isinstance(adapter, ImageAdapter)
         image = ImageParts(encoder=encoder.config, encoder_fingerprint=fingerprint(encoder), adapter=adapter.config)
-    return Parts(text=text, text_fingerprint=text_fingerprint(model.text), image=image, caption_prompt=caption_prompt)
+    if "speech" in model.adapters:
+        ear, voice = model.encoders["speech"], model.adapters["speech"]
+        assert isinstance(ear, SpeechEncoder)
+        assert isinstance(voice, SpeechAdapter)
+        speech = SpeechParts(encoder=ear.config, encoder_fingerprint=fingerprint(ear), adapter=voice.config)
+    return Parts(
+        text=text,
+        text_fingerprint=text_fingerprint(model.text),
+        image=image,
+        speech=speech,
+        caption_prompt=caption_prompt,
+    )
 
 
 def save_parts(folder: Path, parts: Parts) -> None:
@@ -83,10 +107,14 @@ def save_weights(folder: Path, model: MultimodalModel) -> None:
             write_safetensors(folder / f"encoders.{name}.safetensors", weights)
 
 
-def load_weights(folder: Path, model: MultimodalModel) -> None:
-    """Reads what `save_weights` wrote into a model of the same parts; names or shapes that differ are a ValueError."""
+def load_weights(folder: Path, model: MultimodalModel, *, only: str = "") -> None:
+    """Reads what `save_weights` wrote into a model of the same parts (of the modality `only`, where it is named); names
+    or shapes that differ are a ValueError.
+    """
     for kind, parts in (("adapters", model.adapters), ("encoders", model.encoders)):
         for name, part in parts.items():
+            if only not in ("", name):
+                continue
             file = folder / f"{kind}.{name}.safetensors"
             if file.is_file():
                 _load(part, file, partial=kind == "encoders")
@@ -109,12 +137,13 @@ def check_backbone(folder: Path, parts: Parts, text: TextBackbone, *, allow_othe
         )
 
 
-def check_encoder(folder: Path, parts: ImageParts, encoder: ImageEncoder) -> None:
+def check_encoder(folder: Path, parts: ImageParts | SpeechParts, encoder: nn.Module) -> None:
     """Refuses an encoder whose weights are not those that the adapter was trained on."""
     actual = fingerprint(encoder)
     if actual != parts.encoder_fingerprint:
         raise ValueError(
-            f"{folder} was trained on image encoder {parts.encoder_fingerprint[:8]} ({parts.encoder.name}), "
+            f"{folder} was trained on {'image' if isinstance(parts, ImageParts) else 'speech'} encoder "
+            f"{parts.encoder_fingerprint[:8]} ({parts.encoder.name}), "
             f"this one is {actual[:8]}; point the run's parts.json at the encoder it was trained on"
         )
 

@@ -1,4 +1,4 @@
-"""Prompts made ready for the model: pictures opened, cut into tiles, encoded once and remembered."""
+"""Prompts made ready for the model: pictures and recordings opened, encoded once and remembered."""
 
 from __future__ import annotations
 
@@ -7,27 +7,38 @@ from collections.abc import Sequence
 
 import torch
 
-from encoders import ImageEncoder
+from adapters import SpeechAdapter
+from encoders import ImageEncoder, SpeechEncoder
 from encoders.pixels import to_tiles
-from multimodal.batch import Batch, Item, Picture, collate
-from multimodal.modality import Image
+from multimodal.batch import Batch, Item, Picture, Sound, collate
+from multimodal.modality import Audio, Image
 from multimodal.model import MultimodalModel, device_of
 from multimodal.prompt import Row
 
 
-class PictureReader:
-    """Turns the pictures of prompts into features; the last `keep` pictures are not encoded again."""
+class MediaReader:
+    """Turns the media of prompts into features; the last `keep` of each kind are not encoded again."""
 
     def __init__(self, model: MultimodalModel, *, keep: int = 64) -> None:
         self._model = model
         self._keep = keep
         self._known: OrderedDict[str, Picture] = OrderedDict()
+        self._heard: OrderedDict[str, Sound] = OrderedDict()
 
     def batch(self, rows: Sequence[Row]) -> Batch:
-        """The rows with their pictures' features as one batch on the model's device."""
+        """The rows with the features of their media as one batch on the model's device."""
         shown = {id(image): image for row in rows for image in row.images}
         known = dict(zip(shown, self.pictures(list(shown.values())), strict=True))
-        items = [Item(row=row, pictures=tuple(known[id(image)] for image in row.images)) for row in rows]
+        played = {id(audio): audio for row in rows for audio in row.sounds}
+        heard = dict(zip(played, self.sounds(list(played.values())), strict=True))
+        items = [
+            Item(
+                row=row,
+                pictures=tuple(known[id(image)] for image in row.images),
+                sounds=tuple(heard[id(audio)] for audio in row.sounds),
+            )
+            for row in rows
+        ]
         return collate(items, pad=self._model.text.config.pad).to(device_of(self._model))
 
     @torch.no_grad()
@@ -43,6 +54,49 @@ class PictureReader:
         while len(self._known) > self._keep:
             self._known.popitem(last=False)
         return found
+
+    @torch.no_grad()
+    def sounds(self, audios: Sequence[Audio]) -> list[Sound]:
+        """The features of each recording; those that are not known yet are encoded together."""
+        keys = [audio.key() for audio in audios]
+        new = {key: audio for key, audio in zip(keys, audios, strict=True) if key not in self._heard}
+        made = dict(zip(new, encode_sounds(self._model, list(new.values())), strict=True)) if new else {}
+        found = [made[key] if key in made else self._heard[key] for key in keys]
+        for key, sound in zip(keys, found, strict=True):
+            self._heard[key] = sound
+            self._heard.move_to_end(key)
+        while len(self._heard) > self._keep:
+            self._heard.popitem(last=False)
+        return found
+
+
+def encode_sounds(model: MultimodalModel, audios: Sequence[Audio]) -> list[Sound]:
+    """The features of recordings, on the model's device."""
+    if "speech" not in model.encoders:
+        raise ValueError(
+            "the prompt holds a recording, but the model has no speech encoder; load it with a speech adapter"
+        )
+    encoder, adapter = model.encoders["speech"], model.adapters["speech"]
+    assert isinstance(encoder, SpeechEncoder)
+    assert isinstance(adapter, SpeechAdapter)
+    context = model.text.config.context
+    prepared = []
+    for audio in audios:
+        heard = encoder.prepare(audio.open())
+        rows = adapter.rows(encoder.frames(len(heard)))
+        if rows > context:
+            raise ValueError(
+                f"a recording of {len(heard)} frames takes {rows} places, the text model has {context}; "
+                "cut it up, or have it transcribed piece by piece with assistant.transcribe(...)"
+            )
+        prepared.append((heard, rows))
+    device = device_of(model)
+    sizes = torch.tensor([len(heard) for heard, _ in prepared], device=device)
+    features, counts = encoder(torch.cat([heard for heard, _ in prepared]).to(device), sizes)
+    return [
+        Sound(rows=rows, features=part)
+        for (_, rows), part in zip(prepared, features.split(counts.tolist()), strict=True)
+    ]
 
 
 def encode_pictures(model: MultimodalModel, images: Sequence[Image]) -> list[Picture]:

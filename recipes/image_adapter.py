@@ -51,6 +51,7 @@ from multimodal.training import (
     load_state,
     open_parameters,
     prepare,
+    sampled_token_loss,
     save_state,
     token_loss,
     train,
@@ -83,29 +84,32 @@ class Config:
     """Steps between two states."""
     stream: float = 1.0
     """GiB for the text's stream below the first adapter block, remembered for rows that come again; 0 turns it off."""
+    compare: int = 0
+    """Tokens that the loss compares beside the targets and the frequent ones (a sampled softmax); 0: all."""
     trackers: tuple[str, ...] = ()
     """accelerate's trackers beside metrics.jsonl: tensorboard, wandb, ..."""
 
 
 _KIT = "downloads/shards"
-_FROZEN = ("placeholder", r"projector\.out\..*", r"projector\.recall\.(mean|whitening|keys)")
+_FROZEN = ("placeholder", r"projector\.out\..*", r"projector\.summary\.(linear|recall)\..*")
 """Of the demo's adapter: a word's embedding (so that the text's stream below can be remembered), and closed forms."""
 _DEMO = Config(
     start="lexical",
+    compare=1024,
     encoder=ImageEncoderConfig(name="timm/downloads/models/efficientnet-lite0", layers=(4, "final"), pooled=True),
     adapter=ImageAdapterConfig(
-        at=(26, 28), feed_forward=576, gate=0.5, recall=2560, positions="fourier", mixer=256, noise=0.3
+        at=(26, 27, 28), kv_heads=9, feed_forward=576, gate=0.5, recall=2560, positions="fourier", mixer=256, noise=0.3
     ),
     data=PictureData(
-        train=(f"{_KIT}/train", f"{_KIT}/scenes"),
-        weights=(0.4, 0.6),
-        start=(f"{_KIT}/train", f"{_KIT}/scenes-start"),
+        train=(f"{_KIT}/train", f"{_KIT}/train-cartoons", f"{_KIT}/scenes"),
+        weights=(0.2, 0.2, 0.6),
+        start=(f"{_KIT}/train", f"{_KIT}/train-cartoons", f"{_KIT}/scenes-start"),
         batch=32,
         cache="runs/features",
     ),
     training=TrainingConfig(
         learns=(*((rf"adapters\.image\.{name}", 0.0) for name in _FROZEN), (r"adapters\.image\..*", 1.0)),
-        steps=900,
+        steps=330,
         learning_rate=2e-3,
         warm_up=10,
         floor=0.03,
@@ -154,7 +158,7 @@ def paper(text: str, blocks: int, *, annealing: bool) -> Config:
 _8B, _70B = "meta-llama/Llama-3.1-8B", "meta-llama/Llama-3.1-70B"
 PRESETS = {
     "demo": _DEMO,
-    "hour": replace(_DEMO, training=replace(_DEMO.training, steps=3000)),
+    "hour": replace(_DEMO, training=replace(_DEMO.training, steps=1500)),
     "llama3-8b": paper(_8B, 32, annealing=False),
     "llama3-8b-annealing": paper(_8B, 32, annealing=True),
     "llama3-70b": paper(_70B, 80, annealing=False),
@@ -228,7 +232,7 @@ def main(config: Config) -> None:
             model,
             optimizer,
             (loaded.batch for loaded in loader.batches(start.step * config.data.batch)),
-            partial(loss, stream=stream),
+            partial(loss, stream=stream, compare=config.compare),
             config.training,
             start=start,
             stop=stop,
@@ -251,9 +255,12 @@ def main(config: Config) -> None:
             finish(config, model, frozen=len(frozen), left_out=loader.tolerance.skipped, seconds=seconds)
 
 
-def loss(model: MultimodalModel, batch: Batch, stream: FrozenStream | None) -> tuple[torch.Tensor, int]:
+def loss(model: MultimodalModel, batch: Batch, stream: FrozenStream | None, compare: int) -> tuple[torch.Tensor, int]:
     """The captions' cross-entropy; the text's stream below the adapter comes from memory where it is known."""
-    return token_loss(model, batch, stream=None if stream is None else stream(batch))
+    known = None if stream is None else stream(batch)
+    if not compare:
+        return token_loss(model, batch, stream=known)
+    return sampled_token_loss(model, batch, vocabulary=model.text.config.vocabulary, drawn=compare, stream=known)
 
 
 def begun(config: Config) -> Config:
@@ -261,7 +268,7 @@ def begun(config: Config) -> Config:
     data = replace(config.data, cache="", reading=type(config.data.reading)())
     training = replace(config.training, accumulate=1, recompute=False)
     plain = Config(text="", encoder=config.encoder, adapter=config.adapter, data=data, training=training)
-    return replace(plain, precision=config.precision, begin=config.begin, start=config.start)
+    return replace(plain, precision=config.precision, begin=config.begin, start=config.start, compare=config.compare)
 
 
 def claim(accelerator: Accelerator, config: Config) -> None:

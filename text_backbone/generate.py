@@ -103,15 +103,15 @@ def _tokens(
 
     x = text.run(text.embed(tokens, embeds), before=before_prompt, cache=cache, lengths=lengths)
     # The head only where it is asked for: at the last real token of each row.
-    x = x[torch.arange(B, device=x.device), lengths.to(x.device) - 1]
+    x = x[torch.arange(B, device=x.device), lengths.to(x.device) - 1][:, None]
     alive = torch.ones(B, dtype=torch.bool, device=tokens.device)
     for step in range(steps):
-        token = pick(text.head(x), sampling, draws).masked_fill(~alive, text.config.pad)
+        token = pick(text.head(x)[:, 0], sampling, draws).masked_fill(~alive, text.config.pad)
         yield token, alive
         alive = alive & ~torch.isin(token, stop)
         if step + 1 == steps or not bool(alive.any()):
             return
-        x = text.run(text.embed(token[:, None]), before=before_next, cache=cache)[:, 0]
+        x = text.run(text.embed(token[:, None]), before=before_next, cache=cache)
 
 
 def pick(logits: Float[Tensor, "B V"], sampling: Sampling, draws: torch.Generator) -> Int[Tensor, "B"]:

@@ -16,6 +16,7 @@ from text_backbone.cache import KeyValueCache
 from text_backbone.config import LlamaConfig
 from text_backbone.feed_forward import FeedForward, RMSNorm
 from text_backbone.simplicial import attention_of
+from text_backbone.token_step import block_step, head_step
 
 Before = Mapping[int, Sequence[Callable[[Tensor], Tensor]]]
 """Block index -> functions of the residual stream [B, T, D], run ahead of that block."""
@@ -40,6 +41,11 @@ class Block(nn.Module):
         )
 
     def forward(self, x: Float[Tensor, "B T D"], view: View, cache: KeyValueCache | None) -> Float[Tensor, "B T D"]:
+        if cache is not None:
+            norms = (self.input_layernorm, self.post_attention_layernorm)
+            stepped = block_step(norms, self.self_attn, self.mlp, x, view, cache)
+            if stepped is not None:
+                return stepped
         x = x + self.self_attn(self.input_layernorm(x), view, cache)
         return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -141,10 +147,16 @@ class TextBackbone(nn.Module):
             cache.advance(x.shape[1], lengths)
         return x
 
-    def head(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
-        """Logits from the residual stream after the last block: final norm and head, whatever the leading shape."""
+    def head(self, x: Float[Tensor, "... D"], words: Int[Tensor, "W"] | None = None) -> Float[Tensor, "... V"]:
+        """Logits from the residual stream after the last block: final norm and head, whatever the leading shape.
+
+        With `words` of these tokens alone, in their order.
+        """
         weight = self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
-        return F.linear(self.model.norm(x), weight)
+        if words is not None:
+            return F.linear(self.model.norm(x), weight[words])
+        logits = head_step(self.model.norm, weight, x)
+        return F.linear(self.model.norm(x), weight) if logits is None else logits
 
 
 def _step(

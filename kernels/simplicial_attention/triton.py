@@ -69,7 +69,7 @@ def backward(
         *given, dq, T, scale, ws, wl, H, N, **shape
     )
     # The tile is part of the buffers' shape, so that it is not tuned but told.
-    keys = key_tile(shape["D"], form, _arch(q)).keys
+    keys = key_tile(G, shape["D"], form, _arch(q)).keys
     count, width = triton.cdiv(T, keys), keys + ws + wl - 2
     dkl, dvl = (torch.zeros(kl.shape, dtype=torch.float32, device=q.device) for _ in range(2))
     part_k, part_v = (
@@ -117,13 +117,16 @@ class Tile:
     keys: int
     """Rows of the large stream a tile."""
     warps: int
+    heads: int = 64
+    """The most heads a tile; what is left of its rows is filled with queries."""
 
 
-def tiles(kernel: str, width: int, form: str, arch: int) -> list[Tile]:
+def tiles(kernel: str, G: int, width: int, form: str, arch: int) -> list[Tile]:
     """What is tried on a GPU for `kernel` ("forward", "query_grad", "key_grad"), the most promising first.
 
-    Pruned to what the static table (`make kernels`) shows to keep its registers in the hot loop. `width` is a padded
-    head width, `arch` 80, 90 or 100 (0: the interpreter, where small tiles make short texts cross their borders).
+    Pruned to what the static table (`make kernels`) shows to keep its registers in the hot loop. `G` heads share a key
+    head, `width` is a padded head width, `arch` 80, 90 or 100 (0: the interpreter, where small tiles make short texts
+    cross their borders).
     """
     determinant = form == "determinant"
     if arch == 0:
@@ -131,24 +134,27 @@ def tiles(kernel: str, width: int, form: str, arch: int) -> list[Tile]:
     if kernel == "forward":
         return [Tile(rows=64, keys=32 if determinant else 64, warps=4)]
     if kernel == "query_grad":
-        return [Tile(rows=64, keys=32 if determinant or arch < 90 else 64, warps=4)]
-    return [key_tile(width, form, arch)]
+        rows = 32 if determinant and arch < 90 and width > 64 else 64
+        return [Tile(rows=rows, keys=32 if determinant or arch < 90 else 64, warps=4)]
+    return [key_tile(G, width, form, arch)]
 
 
-def key_tile(width: int, form: str, arch: int) -> Tile:
+def key_tile(G: int, width: int, form: str, arch: int) -> Tile:
     """The tile of `key_grad_kernel`: its keys are part of buffers' shapes, so that there is one."""
     if arch == 0:
         return Tile(rows=16, keys=16, warps=4)
+    # With few heads a tile of consecutive queries of one head needs fewer addresses than one of both.
+    heads = 64 if G >= 8 else 1
+    if form == "determinant" and arch >= 100:
+        return Tile(rows=64, keys=32, warps=4, heads=heads)
     if width <= 64:
-        return Tile(rows=32 if arch < 90 else 64, keys=64, warps=4)
-    if arch >= 100:
-        return Tile(rows=32, keys=64, warps=8)
-    return Tile(rows=32, keys=128, warps=8)
+        return Tile(rows=64 if arch == 90 else 32, keys=64, warps=4, heads=heads)
+    return Tile(rows=32, keys=64 if arch >= 100 else 128, warps=8, heads=heads)
 
 
 def cut(tile: Tile, G: int) -> dict[str, int]:
     """A tile as the kernels' compile-time arguments, for G heads that share a key head."""
-    heads = min(tile.rows, triton.next_power_of_2(G))
+    heads = min(tile.rows, tile.heads, triton.next_power_of_2(G))
     return {"BG": heads, "BP": tile.rows // heads, "BN": tile.keys}
 
 
@@ -156,7 +162,7 @@ def cut(tile: Tile, G: int) -> dict[str, int]:
 def _launcher(kernel: Any, G: int, width: int, form: str, arch: int) -> Any:
     name = kernel.__name__.removesuffix("_kernel")
     configurations = [
-        triton.Config(cut(tile, G), num_warps=tile.warps, num_stages=2) for tile in tiles(name, width, form, arch)
+        triton.Config(cut(tile, G), num_warps=tile.warps, num_stages=2) for tile in tiles(name, G, width, form, arch)
     ]
     keys = ["D", "G", "THIRD", "window_s", "window_l"]
     return triton.autotune(configurations, key=keys, cache_results=True)(kernel)

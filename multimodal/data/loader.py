@@ -11,8 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from multimodal.data.order import Mixture, Turns
-from multimodal.data.sample import Example
+from multimodal.data.order import Place, Turns
 from multimodal.data.tolerance import BadSample, Tolerance
 
 ItemT = TypeVar("ItemT")
@@ -21,14 +20,26 @@ BatchT = TypeVar("BatchT")
 
 @runtime_checkable
 class Source(Protocol):
-    """Examples by number: ShardExamples, or anything like it that can be sent to a worker."""
+    """Examples by number: ShardExamples, ShardRecordings, or anything like them that can be sent to a worker."""
 
     @property
     def sizes(self) -> tuple[int, ...]:
         """Examples in each shard; (n,) for a source without shards."""
         ...
 
-    def __getitem__(self, index: int, /) -> Example: ...
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+@runtime_checkable
+class Sequenced(Protocol):
+    """Which sample stands at which position: Mixture, Buckets."""
+
+    @property
+    def sources(self) -> tuple[tuple[int, ...], ...]: ...
+
+    def at(self, position: int) -> Place: ...
+
+    def sample_seed(self, position: int) -> int: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,10 +80,10 @@ class Loader(Generic[ItemT, BatchT]):
     def __init__(
         self,
         sources: Sequence[Source],
-        mixture: Mixture,
+        mixture: Sequenced,
         turns: Turns,
         *,
-        prepare: Callable[[Example, torch.Generator], ItemT],
+        prepare: Callable[[Any, torch.Generator], ItemT],
         collate: Callable[[list[ItemT]], BatchT],
         config: LoaderConfig | None = None,
     ) -> None:
@@ -128,7 +139,7 @@ class _Made:
 class _Maker(Dataset):
     """Makes whole batches: what a worker runs."""
 
-    def __init__(self, sources: tuple[Source, ...], mixture: Mixture, prepare: Callable, collate: Callable) -> None:
+    def __init__(self, sources: tuple[Source, ...], mixture: Sequenced, prepare: Callable, collate: Callable) -> None:
         self._sources, self._mixture, self._prepare, self._collate = sources, mixture, prepare, collate
 
     def __getitem__(self, position: int) -> Any:

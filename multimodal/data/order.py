@@ -61,10 +61,10 @@ class Order:
         if not self.shuffled:
             return epoch, place
         if total <= self.window:
-            return epoch, int(_permutation(total, self.seed, epoch, 0)[place])
+            return epoch, int(permutation(total, self.seed, epoch, 0)[place])
         window, offset = divmod(place, self.window)
         size = min(self.window, total - window * self.window)
-        laid = window * self.window + int(_permutation(size, self.seed, epoch, window + 1)[offset])
+        laid = window * self.window + int(permutation(size, self.seed, epoch, window + 1)[offset])
         ends, shifts = _laid_out(self.sizes, self.seed, epoch)
         return epoch, laid + int(shifts[np.searchsorted(ends, laid, side="right")])
 
@@ -168,7 +168,7 @@ def _child(seed: int, *path: int | str) -> int:
 
 
 @lru_cache(maxsize=16)
-def _permutation(size: int, seed: int, epoch: int, purpose: int) -> Int64[np.ndarray, " size"]:
+def permutation(size: int, seed: int, epoch: int, purpose: int) -> Int64[np.ndarray, " size"]:
     """A permutation by sorting random 64-bit words; a tie, of no account, goes to the lower index."""
     words = np.random.Philox(key=_child(seed, epoch, purpose)).random_raw(size)
     return np.argsort(words, kind="stable")
@@ -177,7 +177,7 @@ def _permutation(size: int, seed: int, epoch: int, purpose: int) -> Int64[np.nda
 @lru_cache(maxsize=16)
 def _laid_out(sizes: tuple[int, ...], seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
     """Shards in the epoch's order, end to end: where each ends, and what takes a place there to the sample's index."""
-    shards = _permutation(len(sizes), seed, epoch, -1)
+    shards = permutation(len(sizes), seed, epoch, -1)
     lengths = np.array(sizes, dtype=np.int64)
     begins = np.cumsum(lengths) - lengths
     ends = np.cumsum(lengths[shards])
@@ -198,7 +198,7 @@ def _quotas(weights: tuple[float, ...]) -> tuple[int, ...]:
 @lru_cache(maxsize=16)
 def _pattern(quotas: tuple[int, ...], seed: int, block: int) -> tuple[np.ndarray, np.ndarray]:
     """For each position of a block its source, and how many positions of that source stand before it in the block."""
-    labels = np.repeat(np.arange(len(quotas)), quotas)[_permutation(_QUOTA, seed, block, -2)]
+    labels = np.repeat(np.arange(len(quotas)), quotas)[permutation(_QUOTA, seed, block, -2)]
     ranks = np.empty(_QUOTA, dtype=np.int64)
     for source in range(len(quotas)):
         ranks[labels == source] = np.arange(quotas[source])

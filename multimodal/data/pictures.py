@@ -156,9 +156,9 @@ def captioned(
             continue
         rows, whole = found.rows.float(), encoder.places(found.grid)[:, 2] == 1
         patches = rows[~whole].mean(0)
-        yield Captioned(
-            patches=patches, whole=rows[whole].mean(0) if whole.any() else patches, caption=example.captions[0]
-        )
+        # Of several tiles the mean: a caption is of the whole picture.
+        tiles = rows[whole].view(found.grid[0] * found.grid[1], -1, rows.shape[1])
+        yield Captioned(patches=patches, whole=tiles.mean(0), caption=example.captions[0])
         given += 1
         if given == most:
             return

@@ -97,6 +97,14 @@ class Shards:
             members[extension] = data
         return Record(key=index.key(local), shard=index.path.name, members=members)
 
+    def bytes_of(self, kinds: Sequence[str]) -> list[int]:
+        """For each sample the bytes of its members of these kinds ("mp3"), as the indices tell them."""
+        return [
+            sum(size for extension, _, size, _ in index.members(local) if extension.rsplit(".", 1)[-1] in kinds)
+            for index in self._indices
+            for local in range(len(index))
+        ]
+
     def _file(self, shard: int) -> BinaryIO:
         if shard in self._files:
             self._files.move_to_end(shard)

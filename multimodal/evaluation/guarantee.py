@@ -25,7 +25,9 @@ class Composed(Protocol):
 
     def before(self, memory: Any, sees: Tensor) -> Mapping[int, Any]: ...
 
-    def embeds(self, tokens: Tensor) -> tuple[Tensor, Tensor] | None: ...
+    def listen(self, batch: Any) -> Tensor | None: ...
+
+    def embeds(self, tokens: Tensor, speech: Tensor | None = None) -> tuple[Tensor, Tensor] | None: ...
 
 
 @torch.no_grad()
@@ -33,8 +35,8 @@ def text_unchanged(model: Composed, batch: Any, *, new: int = 4) -> dict[str, fl
     """The largest absolute difference of logits, case by case, between the composed model and its bare text model.
 
     0.0 is bit-identical (a NaN on one side only is infinity). `batch` (multimodal.batch.Batch) must mix rows that have
-    pictures with rows that have none. Both models are always given the same batch shape, for matrix products are not
-    batch-invariant. The cases, over real tokens only:
+    pictures or recordings with rows that have none. Both models are always given the same batch shape, for matrix
+    products are not batch-invariant. The cases, over real tokens only:
 
         alone                  the text rows by themselves
         beside_pictures        the text rows in the mixed batch
@@ -53,7 +55,7 @@ def text_unchanged(model: Composed, batch: Any, *, new: int = 4) -> dict[str, fl
 def _cases(model: Composed, batch: Any, new: int) -> dict[str, float]:
     places = torch.arange(batch.tokens.shape[1], device=batch.tokens.device)
     real = places < batch.lengths[:, None]  # B T
-    textual = ~(batch.index >= 0).any(-1)  # B
+    textual = ~((batch.index >= 0).any(-1) | (batch.tokens >= model.text.config.vocabulary).any(-1))  # B
     if not textual.any() or textual.all():
         raise ValueError(
             f"the batch has {int(textual.sum())} rows without pictures out of {len(textual)}; "
@@ -91,7 +93,7 @@ def _cached(
     memory = model.remember(batch)
     last = (torch.arange(B, device=batch.tokens.device), batch.lengths - 1)
 
-    x = text.embed(batch.tokens, model.embeds(batch.tokens))
+    x = text.embed(batch.tokens, model.embeds(batch.tokens, model.listen(batch)))
     composed = text.head(text.run(x, before=model.before(memory, batch.sees), cache=ours, lengths=batch.lengths))
     plain = text(bare, cache=theirs, lengths=batch.lengths)
     real = torch.arange(T, device=batch.tokens.device) < batch.lengths[:, None]
@@ -128,6 +130,9 @@ def _rows_without_media(batch: Any, textual: Bool[Tensor, "B"]) -> Any:
         tiles=None,
         pictures=None,
         features=None,
+        heard=None,
+        speech=None,
+        sizes=None,
     )
 
 

@@ -96,7 +96,7 @@ def _features(assistant: Assistant, samples: Sequence[Sample], batch: int = 64) 
     found: list[Tensor] = []
     for start in range(0, len(samples), batch):
         shown = [Image(sample.picture) for sample in samples[start : start + batch]]
-        found += [_stored(picture.features) for picture in assistant.pictures.pictures(shown)]
+        found += [_stored(picture.features) for picture in assistant.media.pictures(shown)]
     return found
 
 

@@ -31,6 +31,9 @@ _LABELS = {
     "wer": "Word error rate",
     "cer": "Character error rate",
     "chrf": "chrF",
+    "wrong_audio": "wrong recording",
+    "no_audio": "no recording",
+    "own_decoder": "Whisper's own decoder",
     "wrong_medium": "wrong picture",
     "no_medium": "no picture",
     "nearest_neighbour": "nearest neighbour",
@@ -52,6 +55,17 @@ class Example:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Played:
+    """A recording, what the model heard and what was said."""
+
+    sound: bytes
+    """Ogg Vorbis."""
+    said: str
+    true: str
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Exchange:
     """A prompt of texts and pictures in any order, the answer, and the true one where there is one."""
 
@@ -67,7 +81,7 @@ def write_report(path: Path, title: str, sections: Sequence[str]) -> None:
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         # Nothing may be fetched and nothing run, whatever a caption holds.
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; media-src data:; '
         "style-src 'unsafe-inline'\">"
         f"<title>{escaped(title)}</title><style>{CSS}</style></head><body><main>\n{body}\n"
         "<footer>Written by Scion. This page is one file and loads nothing.</footer></main></body></html>\n"
@@ -159,6 +173,30 @@ def examples(found: Sequence[Example], *, title: str, note: str = "") -> str:
         )
     told = f'<p class="note">{escaped(note)}</p>' if note else ""
     return f'<section><h2>{escaped(title)}</h2>{told}<div class="grid">{cards}</div></section>'
+
+
+def recordings(found: Sequence[Played], *, title: str, note: str = "") -> str:
+    """Players, with what the model heard beside what was said."""
+    cards = ""
+    for one in found:
+        source = f"data:audio/ogg;base64,{base64.b64encode(one.sound).decode()}"
+        extra = f'<p class="true">{escaped(one.note)}</p>' if one.note else ""
+        cards += (
+            f'<div class="exchange"><audio controls preload="none" src="{source}"></audio>'
+            f'<p class="said">{_said(one.said)}</p><p class="true">True: {escaped(one.true)}</p>{extra}</div>'
+        )
+    told = f'<p class="note">{escaped(note)}</p>' if note else ""
+    return f"<section><h2>{escaped(title)}</h2>{told}{cards}</section>" if cards else ""
+
+
+def groups(found: Mapping[str, Mapping[str, float | int]], *, title: str, note: str = "") -> str:
+    """A score by group: {"score", "n"} of each."""
+    rows = "".join(
+        f"<div><dt>{escaped(name)} ({one['n']:,.0f})</dt><dd>{escaped(_figure(one['score']))}</dd></div>"
+        for name, one in found.items()
+    )
+    told = f'<p class="note">{escaped(note)}</p>' if note else ""
+    return f'<section><h2>{escaped(title)}</h2>{told}<dl class="facts">{rows}</dl></section>' if rows else ""
 
 
 def exchanges(found: Sequence[Exchange], *, title: str, note: str = "") -> str:

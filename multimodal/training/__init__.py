@@ -4,7 +4,7 @@ from multimodal.training.config import TrainingConfig
 from multimodal.training.frozen import check_frozen, frozen_digests, frozen_fingerprint
 from multimodal.training.learns import Learns, learning, open_parameters, recompute
 from multimodal.training.loop import Step, train
-from multimodal.training.loss import token_loss
+from multimodal.training.loss import sampled_token_loss, token_loss
 from multimodal.training.metrics import Metrics, read_metrics
 from multimodal.training.placement import check_processes, prepare, use_cores
 from multimodal.training.progress import LiveProgress
@@ -32,6 +32,7 @@ __all__ = [
     "prepare",
     "read_metrics",
     "recompute",
+    "sampled_token_loss",
     "save_state",
     "schedule",
     "token_loss",

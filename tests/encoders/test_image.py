@@ -84,11 +84,12 @@ def test_convolutional_stages_lie_on_the_final_grid():
     assert encoder.tower.whole == 0
 
 
-def test_pooled_adds_the_mean_of_the_patches():
+def test_pooled_adds_mean_and_root_mean_square_of_the_patches():
     encoder = _encoder(f"timm/{CNN}", pooled=True)
     features = _features(encoder)
-    assert features.shape[1] == encoder.per_tile
-    torch.testing.assert_close(features[:, 0], features[:, 1:].mean(1))
+    assert (features.shape[1], encoder.whole) == (encoder.per_tile, 2)
+    torch.testing.assert_close(features[:, 0], features[:, 2:].mean(1))
+    torch.testing.assert_close(features[:, 1], features[:, 2:].square().mean(1).sqrt())
 
 
 def test_registers_are_left_out():
@@ -229,7 +230,7 @@ def test_places_are_centres_on_the_whole_canvas_tile_by_tile():
     places = encoder.places((2, 1))
     assert places.shape == (2 * encoder.per_tile, 3)
     upper, lower = places.unflatten(0, (2, -1))
-    whole = encoder.tower.whole + 1
+    whole = encoder.whole
     assert upper[:whole].eq(torch.tensor([0.25, 0.5, 1])).all()
     assert lower[:whole].eq(torch.tensor([0.75, 0.5, 1])).all()
     high, wide = encoder.tower.grid

@@ -5,7 +5,7 @@ import torch
 
 from multimodal import Assistant, Image, MultimodalModel, load
 from multimodal.checkpoint import describe, save_parts, save_weights
-from multimodal.media import PictureReader
+from multimodal.media import MediaReader
 from tests.multimodal import tiny
 from tests.multimodal.tiny import TEXT, Letters, photo
 from text_backbone import Sampling, load_backbone, load_tokenizer
@@ -90,7 +90,7 @@ def test_a_chat_remembers_its_turns_and_its_pictures(assistant: Assistant) -> No
 
 
 def _batch(assistant: Assistant, messages: list):
-    return assistant.pictures.batch([tiny.reader().dialog(messages)])
+    return assistant.media.batch([tiny.reader().dialog(messages)])
 
 
 def test_a_turn_that_was_not_read_to_its_end_was_not_said(assistant: Assistant) -> None:
@@ -154,7 +154,7 @@ def test_what_cannot_be_read_is_an_error_with_its_reason(assistant: Assistant, t
 
 
 def test_a_picture_is_encoded_once_while_it_is_remembered(model: MultimodalModel, monkeypatch) -> None:
-    pictures = PictureReader(model, keep=2)
+    pictures = MediaReader(model, keep=2)
     encoded: list[int] = []
     encoder = model.encoders["image"]
     forward = encoder.forward
@@ -177,4 +177,4 @@ def test_pictures_of_several_tiles_are_seen_whole(tmp_path: Path) -> None:
     together = assistant.batch([[wide, CAT, "x"], [CAT, "y"]], max_new=6)
     assert together == [assistant.reply([wide, CAT, "x"], max_new=6), assistant.reply([CAT, "y"], max_new=6)]
     per_tile = assistant.model.encoders["image"].per_tile
-    assert assistant.pictures.batch([tiny.reader().raw([wide])]).index.shape[1] > per_tile  # type: ignore[operator]
+    assert assistant.media.batch([tiny.reader().raw([wide])]).index.shape[1] > per_tile  # type: ignore[operator]

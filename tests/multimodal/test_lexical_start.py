@@ -26,7 +26,9 @@ def features(seed: int) -> tuple[Tensor, list[str]]:
 def started(tmp_path: Path) -> MultimodalModel:
     model = composed(tmp_path, recall=16, mixer=0)
     found, names = features(1)
-    pictures = [Captioned(patches=one, whole=one, caption=name) for one, name in zip(found, names, strict=True)]
+    pictures = [
+        Captioned(patches=one, whole=one.expand(2, -1), caption=name) for one, name in zip(found, names, strict=True)
+    ]
     lexical_start(model, Letters(), pictures)
     return model
 
@@ -67,9 +69,14 @@ def test_a_picture_projected_says_the_words_of_its_caption(started: MultimodalMo
 
 def test_a_whole_recalls_the_name_of_what_it_is_a_picture_of(started: MultimodalModel) -> None:
     found, names = features(2)
-    recall = image_adapter(started).projector.recall
-    assert recall is not None
-    assert named(recall.eval()(found), started) == names
+    summary = image_adapter(started).projector.summary
+    assert summary is not None
+    said = summary.recall.eval()(found)  # n J D
+    spoken = Letters().encode(" " + "".join(NAMES))
+    scores = F.normalize(said, dim=-1) @ word_codes(started.text, spoken).T
+    heard = scores[:, :3].argmax(-1)
+    assert ["".join((" " + "".join(NAMES))[i] for i in one) for one in heard.tolist()] == [f" {name}" for name in names]
+    assert named(summary.linear(found.repeat(1, 2)), started) == names
 
 
 def test_values_and_outputs_are_a_copy_as_loud_as_the_text(started: MultimodalModel) -> None:
@@ -89,7 +96,9 @@ def test_values_and_outputs_are_a_copy_as_loud_as_the_text(started: MultimodalMo
 def test_the_same_pictures_give_the_same_start(started: MultimodalModel, tmp_path: Path) -> None:
     again = composed(tmp_path, recall=16, mixer=0)
     found, names = features(1)
-    shown = [Captioned(patches=one, whole=one, caption=name) for one, name in zip(found, names, strict=True)]
+    shown = [
+        Captioned(patches=one, whole=one.expand(2, -1), caption=name) for one, name in zip(found, names, strict=True)
+    ]
     lexical_start(again, Letters(), iter(shown))
     ours, theirs = started.state_dict(), again.state_dict()
     assert all(torch.equal(weight, theirs[name]) for name, weight in ours.items())
@@ -98,7 +107,7 @@ def test_the_same_pictures_give_the_same_start(started: MultimodalModel, tmp_pat
 
 def test_captions_that_are_all_one_give_no_start(tmp_path: Path) -> None:
     model = composed(tmp_path)
-    same = [Captioned(patches=one, whole=one, caption="x") for one in torch.randn(3, 288)]
+    same = [Captioned(patches=one, whole=one.expand(2, -1), caption="x") for one in torch.randn(3, 288)]
     for pictures in (same, []):
         with pytest.raises(ValueError, match=f"got {len(pictures)} pictures of one caption or none"):
             lexical_start(model, Letters(), pictures)
@@ -107,6 +116,8 @@ def test_captions_that_are_all_one_give_no_start(tmp_path: Path) -> None:
 @pytest.mark.parametrize("options", [{"projector_hidden": 8}, {"projector_norm": True}])
 def test_a_projector_without_a_closed_form_is_refused(tmp_path: Path, options: dict) -> None:
     found, names = features(1)
-    pictures = [Captioned(patches=one, whole=one, caption=name) for one, name in zip(found, names, strict=True)]
+    pictures = [
+        Captioned(patches=one, whole=one.expand(2, -1), caption=name) for one, name in zip(found, names, strict=True)
+    ]
     with pytest.raises(ValueError, match="set projector_hidden and projector_norm off"):
         lexical_start(composed(tmp_path, **options), Letters(), pictures)

@@ -107,7 +107,7 @@ def composed(folder: Path, *, seed: int = 0, tiles: int = 1, **adapter) -> Multi
         adapter = model.adapters["image"]
         assert isinstance(adapter, ImageAdapter)
         # Features of an untrained network are small and much alike: loud enough that pictures change what is said.
-        adapter.projector.out.weight.data.mul_(16)
+        adapter.projector.out.weight.data.mul_(64)
         for block in adapter.attentions():
             block.o_proj.weight.data.mul_(4)
     return model.eval()

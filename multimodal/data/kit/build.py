@@ -22,7 +22,7 @@ from multimodal.data.sentences import singular
 from multimodal.data.shards import write_shard
 from multimodal.data.tar_index import index_path
 
-FORMAT, SCENE_FORMAT = 2, 1
+FORMAT, SCENE_FORMAT = 3, 2
 """Count up when the same packages give other shards."""
 PIXELS = 256
 SCENES = {
@@ -130,7 +130,7 @@ def write_splits(
         counts: Counter[str] = Counter()
         # A test shows each of its pictures once; in training the same photograph may bear two captions.
         seen = trained if name not in (TRAIN, TWO_STYLES) else set()
-        samples = list(_samples(parts[name], seen, encoded, counts, left_out, name))
+        samples = list(_samples(parts.get(name, ()), seen, encoded, counts, left_out, name))
         shard = folder / name / "shard-00000.tar"
         if samples:
             write_shard(shard, samples, sources=dict(counts))

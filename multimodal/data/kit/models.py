@@ -21,12 +21,12 @@ def make_text_model(package: Package, folder: Path, out: Path) -> Path:
 
     The weights are what 4-bit (Q4_1) ones stand for: close to the published checkpoint, not equal to it.
     """
-    return _made(package, out, lambda partial: _text_model(_only(folder, "*.gguf"), partial))
+    return make_model(package, out, lambda partial: _text_model(_only(folder, "*.gguf"), partial))
 
 
 def make_encoder(package: Package, folder: Path, out: Path) -> Path:
     """EfficientNet-lite0 as `timm/<out>` reads it; ValueError for weights that are not its."""
-    return _made(package, out, lambda partial: _encoder(_only(folder, "*.pth"), partial))
+    return make_model(package, out, lambda partial: _encoder(_only(folder, "*.pth"), partial))
 
 
 def is_made(package: Package, out: Path) -> bool:
@@ -37,7 +37,8 @@ def is_made(package: Package, out: Path) -> bool:
         return False
 
 
-def _made(package: Package, out: Path, make: Callable[[Path], None]) -> Path:
+def make_model(package: Package, out: Path, make: Callable[[Path], None]) -> Path:
+    """A model's folder, written by `make` into a folder beside it and renamed when it is whole."""
     if is_made(package, out):
         return out
     partial = out.with_name(f"{out.name}.part")

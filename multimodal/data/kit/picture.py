@@ -93,9 +93,15 @@ def draw_svg(text: str, pixels: int, name: str) -> PIL.Image.Image:
         raise ValueError(f"{name} cannot be drawn ({error})") from error
 
 
-def on_white(image: PIL.Image.Image, pixels: int) -> PIL.Image.Image:
-    """The picture in RGB, its longer side `pixels`, centred on a white square."""
-    scale = pixels / max(image.size)
+def on_white(image: PIL.Image.Image, pixels: int, *, margin: float = 8 / 224) -> PIL.Image.Image:
+    """The picture in RGB on a white square: cut to what is drawn, its longer side all of `pixels` but a margin.
+
+    What is far smaller in its frame than other pictures are looks like another thing to a vision model.
+    """
+    image = image.convert("RGBA")
+    box = image.getchannel("A").point([0] * 25 + [255] * 231).getbbox()
+    image = image.crop(box) if box is not None else image
+    scale = pixels * (1 - 2 * margin) / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     # Colours are weighted by their opacity, or what lies hidden under transparent pixels bleeds into the edges.
     image = image.convert("RGBa").resize(size, PIL.Image.Resampling.BICUBIC).convert("RGBA")

@@ -2,6 +2,8 @@
 
     train                 all of Noto, the trained stamps, OpenMoji's drawings of half the concepts that Noto has
     train-two-styles      the same without OpenMoji: the harder way to the same tests
+    train-cartoons        every picture of train once more in another style, made by `cartoon`
+    train-two-styles-cartoons
     openmoji-unseen-half  OpenMoji's drawings of the other half: concepts trained through Noto, drawings never seen
     tuxpaint-unseen       stamps whose noun no training caption and no trained scene names, in whole or part
 
@@ -13,16 +15,22 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from random import Random
 
+import PIL.Image
+
+from multimodal.data.kit.cartoon import cartoon
 from multimodal.data.kit.picture import KitPicture, head_of, plain_words, singular_word
 from multimodal.data.kit.stamps import to_learn
 from multimodal.data.scenes import is_held_out
 from multimodal.data.sentences import NOUNS, singular
 
 TRAIN, TWO_STYLES = "train", "train-two-styles"
+CARTOONS, TWO_STYLES_CARTOONS = "train-cartoons", "train-two-styles-cartoons"
 DRAWINGS, UNSEEN = "openmoji-unseen-half", "tuxpaint-unseen"
-SPLITS = (TRAIN, TWO_STYLES, DRAWINGS, UNSEEN)
+SPLITS = (TRAIN, TWO_STYLES, CARTOONS, TWO_STYLES_CARTOONS, DRAWINGS, UNSEEN)
 _HELD_OUT = 8
 """Tenths of the nouns that neither emoji nor trained scenes name: about a tenth of the stamps."""
 _SHORTEST = (3, 4)
@@ -69,8 +77,25 @@ def split(sources: Sources) -> dict[str, list[KitPicture]]:
         and not stands_in_held_out_scenes(picture)
     ]
     two_styles = [*sources.noto, *learned]
-    parts = {TRAIN: [*two_styles, *drawn], TWO_STYLES: two_styles, DRAWINGS: tested, UNSEEN: unseen}
+    train = [*two_styles, *drawn]
+    parts = {
+        TRAIN: train,
+        TWO_STYLES: two_styles,
+        CARTOONS: [_as_cartoon(one) for one in train],
+        TWO_STYLES_CARTOONS: [_as_cartoon(one) for one in two_styles],
+        DRAWINGS: tested,
+        UNSEEN: unseen,
+    }
     return {name: sorted(parts[name], key=lambda one: (one.source, one.key)) for name in SPLITS}
+
+
+def _as_cartoon(picture: KitPicture) -> KitPicture:
+    key = f"{picture.key} (cartoon)"
+    return replace(picture, key=key, draw=partial(_drawn_as_cartoon, picture, key))
+
+
+def _drawn_as_cartoon(picture: KitPicture, key: str) -> PIL.Image.Image:
+    return cartoon(picture.draw().convert("RGBA"), Random(f"{picture.source} {key}"))
 
 
 def in_test_half(concept: str) -> bool:

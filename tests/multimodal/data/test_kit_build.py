@@ -13,10 +13,12 @@ from multimodal.data import ShardExamples, Shards
 from multimodal.data.kit.build import build_shards, sprites, write_splits
 from multimodal.data.kit.picture import KitPicture, head_of, plain_words, singular_word
 from multimodal.data.kit.splits import (
+    CARTOONS,
     DRAWINGS,
     SPLITS,
     TRAIN,
     TWO_STYLES,
+    TWO_STYLES_CARTOONS,
     UNSEEN,
     Sources,
     in_test_half,
@@ -70,6 +72,13 @@ def test_a_drawing_is_trained_or_tested_and_its_concept_is_trained_in_another_st
 
 def test_two_styles_are_the_training_pictures_without_openmoji(parts: dict[str, list[KitPicture]]) -> None:
     assert parts[TWO_STYLES] == [one for one in parts[TRAIN] if one.source != "openmoji"]
+
+
+def test_every_training_picture_is_there_as_a_cartoon_and_no_tested_one(parts: dict[str, list[KitPicture]]) -> None:
+    for plain, drawn in ((TRAIN, CARTOONS), (TWO_STYLES, TWO_STYLES_CARTOONS)):
+        assert [one.caption for one in parts[drawn]] == [one.caption for one in parts[plain]]
+        assert [one.key for one in parts[drawn]] == [f"{one.key} (cartoon)" for one in parts[plain]]
+    assert parts[CARTOONS][0].draw().tobytes() != parts[TRAIN][0].draw().tobytes()
 
 
 def test_no_training_caption_and_no_trained_scene_names_an_unseen_noun(parts: dict[str, list[KitPicture]]) -> None:

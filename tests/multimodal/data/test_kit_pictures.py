@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import PIL.Image
 import pytest
 
+from multimodal.data.kit.cartoon import cartoon
 from multimodal.data.kit.emoji import concept_of, emoji_names, noto, openmoji
 from multimodal.data.kit.picture import draw_svg, head_of, noun_of, on_white, plain_words, read_picture_file
 from multimodal.data.kit.stamps import cut_outs, stamps, to_learn
@@ -103,6 +105,28 @@ def test_a_picture_stands_in_the_middle_of_a_white_square() -> None:
     assert square.shape == (64, 64, 3)
     assert (square[0] == 255).all()
     assert (square[32, 32] == (37, 91, 0)).all()
+
+
+def test_a_picture_is_cut_to_what_is_drawn() -> None:
+    small = PIL.Image.new("RGBA", (50, 50))
+    small.paste((0, 0, 255, 255), (20, 10, 24, 18))
+    square = np.asarray(on_white(small, 70, margin=0.1))
+    drawn = np.argwhere((square != 255).any(-1))
+    assert drawn.min(0)[0] in (6, 7, 8)
+    assert drawn.max(0)[0] in (61, 62, 63)
+
+
+def test_a_cartoon_has_few_colours_black_outlines_and_the_same_bits_every_time() -> None:
+    photo = PIL.Image.effect_noise((96, 96), 40).convert("RGBA")
+    mask = PIL.Image.new("L", photo.size)
+    mask.paste(255, (16, 16, 80, 80))
+    photo.putalpha(mask)
+    drawn = cartoon(photo, Random(1))
+    shown = np.asarray(drawn)
+    assert len({tuple(pixel) for pixel in shown[shown[..., 3] > 0]}) <= 9
+    assert tuple(shown[16, 48]) == (0, 0, 0, 255)
+    assert shown[4, 4, 3] == 0
+    assert drawn.tobytes() == cartoon(photo, Random(1)).tobytes() != cartoon(photo, Random(2)).tobytes()
 
 
 def test_colours_hidden_under_transparent_pixels_do_not_show() -> None:

@@ -33,6 +33,9 @@ class _Batch:
     tiles: Tensor | None = None
     pictures: Tensor | None = None
     features: Tensor | None = None
+    heard: Tensor | None = None
+    speech: Tensor | None = None
+    sizes: Tensor | None = None
 
 
 class _Composed(nn.Module):
@@ -55,7 +58,10 @@ class _Composed(nn.Module):
             return {}
         return {1: (lambda x: torch.where(sees.any(-1, keepdim=True), x + 3, x + self.leak),)}
 
-    def embeds(self, tokens: Tensor) -> tuple[Tensor, Tensor] | None:
+    def listen(self, batch: object) -> None:
+        return None
+
+    def embeds(self, tokens: Tensor, speech: Tensor | None = None) -> tuple[Tensor, Tensor] | None:
         at = tokens == CONFIG.vocabulary
         return (at, torch.ones(int(at.sum()), CONFIG.width)) if at.any() else None
 
@@ -106,5 +112,7 @@ def test_a_batch_without_text_rows_or_without_pictures_is_an_error():
     batch = _batch()
     with pytest.raises(ValueError, match="it must mix rows"):
         text_unchanged(_Composed(), _Batch(**{**vars(batch), "index": torch.zeros(3, 2, dtype=torch.long)}))
+    # No picture, and no place for one among the tokens.
+    none = {"index": torch.full((3, 2), -1), "tokens": batch.tokens.clamp(max=CONFIG.vocabulary - 1)}
     with pytest.raises(ValueError, match="it must mix rows"):
-        text_unchanged(_Composed(), _Batch(**{**vars(batch), "index": torch.full((3, 2), -1)}))
+        text_unchanged(_Composed(), _Batch(**{**vars(batch), **none}))

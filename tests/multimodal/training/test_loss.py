@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from multimodal.batch import NO_TARGET, Batch
-from multimodal.training.loss import token_loss
+from multimodal.training.loss import candidates, sampled_token_loss, token_loss
 
 
 class Knows(nn.Module):
@@ -47,3 +47,35 @@ def test_without_targets_it_is_zero_with_a_gradient_of_nothing() -> None:
 def test_what_more_it_is_given_goes_to_the_model() -> None:
     total, _ = token_loss(Knows(), batch([[3, 3]]), sure=50.0)
     assert total.item() == pytest.approx(0.0, abs=1e-6)
+
+
+class Table(nn.Module):
+    """Says for every target position the same logits, of the words asked for."""
+
+    def __init__(self, vocabulary: int) -> None:
+        super().__init__()
+        self.logits = 2 * torch.randn(vocabulary)
+
+    def forward(self, batch: Batch, *, words: Tensor | None = None) -> Tensor:
+        logits = self.logits if words is None else self.logits[words]
+        return logits.expand(int((batch.targets != NO_TARGET).sum()), -1)
+
+
+def test_compared_with_all_words_the_sampled_loss_is_the_whole_one() -> None:
+    table, wanted = Table(6000), batch([[3, 5900, NO_TARGET]])
+    whole, _ = token_loss(table, wanted)
+    total, count = sampled_token_loss(table, wanted, vocabulary=6000, drawn=6000)
+    assert count == 2
+    torch.testing.assert_close(total, whole)
+
+
+def test_the_sampled_sum_over_the_vocabulary_is_right_on_average() -> None:
+    table, targets = Table(9000), torch.tensor([8000])
+    drawn = [candidates(targets, 9000, 400) for _ in range(400)]
+    sums = torch.stack([(table.logits[words] + raised).exp().sum() for words, raised in drawn])
+    assert sums.mean().item() == pytest.approx(table.logits.exp().sum().item(), rel=0.02)
+    for words, raised in drawn[:5]:
+        assert len(words) == 4096 + 1 + 400
+        assert torch.equal(words, words.unique())
+        assert 8000 in words
+        assert raised[words < 4096].eq(0).all()
