@@ -17,10 +17,8 @@ _POINTERS = {
     "*i32": ("COUNTS", "PLACES", "COUNT"),
     "*fp32": ("SUMS", "PARTS"),
 }
-SIGNATURE: dict[str, str] = {
-    **{name: kind for kind, names in _POINTERS.items() for name in names},
-    **dict.fromkeys(("M", "K", "F", "D", "stride"), "i32"),
-}
+SIGNATURE: dict[str, str] = {name: kind for kind, names in _POINTERS.items() for name in names}
+SIGNATURE |= dict.fromkeys(("M", "K", "F", "D", "stride"), "i32")
 ALIGNED = tuple(SIGNATURE)
 
 

@@ -24,6 +24,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from adapters import ImageAdapterConfig
+from adapters.feed_forward import sparsity
 from encoders import ImageEncoder, ImageEncoderConfig
 from multimodal.batch import Batch, stand_in
 from multimodal.checkpoint import describe, load_weights, save_parts, save_weights
@@ -244,7 +245,7 @@ def main(config: Config) -> None:
                 progress.show(step)
                 accelerator.log(step.metrics(), step=step.index)
                 if metrics is not None:
-                    metrics.write(step=step.index, **step.metrics())
+                    metrics.write(step=step.index, **step.metrics(), **sparsity(model))
                 if step.index % config.save_every == 0 or step.last:
                     save_state(accelerator, out / "state", model, optimizer, step.position, identity=identity)
         accelerator.end_training()

@@ -24,7 +24,10 @@ from text_backbone.model import TextBackbone
 SIMPLICIAL = "scion_simplicial_llama"
 """The model type of a backbone with simplicial layers: no reader of plain Llamas must take it for one."""
 
-MODEL_TYPES = ("llama", "mistral", SIMPLICIAL)
+SQUARED_RELU = "scion_relu2_llama"
+"""The model type of a backbone whose feed-forward is squared ReLU; it may have simplicial layers too."""
+
+MODEL_TYPES = ("llama", "mistral", SIMPLICIAL, SQUARED_RELU)
 
 _DROPPED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 _SHARD_BYTES = 5_000_000_000
@@ -73,7 +76,7 @@ def assemble(
             raise ValueError(f"unknown tensor {name!r}; this is no plain Llama of {config.layers} layers")
         if tuple(weight.shape) != wanted[name]:
             raise ValueError(f"{name} has shape {tuple(weight.shape)}, the config says {wanted[name]}")
-        state[name] = weight.to(device=device, dtype=dtype)
+        state[name] = weight.to(device=device, dtype=dtype if weight.is_floating_point() else None)
     if missing := sorted(wanted.keys() - state.keys()):
         raise ValueError(f"{len(missing)} tensors are missing, the first is {missing[0]!r}")
     model.load_state_dict(state, assign=True)
@@ -94,6 +97,8 @@ def save_backbone(
         raise ValueError(f"no layout {layout!r}; layouts: hf, meta")
     if layout == "meta" and model.config.simplicial_every:
         raise ValueError("Meta's layout knows no simplicial layers; save them with layout='hf'")
+    if layout == "meta" and model.config.squared_relu:
+        raise ValueError("Meta's layout knows no squared ReLU; save it with layout='hf'")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: weight.detach().contiguous() for name, weight in model.state_dict().items()}
@@ -129,7 +134,7 @@ def read_config(folder: Path) -> LlamaConfig:
         found = {"sliding_window": 4096, "num_key_value_heads": 8} | found
     for name, plain in {
         "sliding_window": (None,),
-        "hidden_act": (None, "silu"),
+        "hidden_act": ("relu2",) if kind == SQUARED_RELU else (None, "silu"),
         "attention_bias": (None, False),
         "mlp_bias": (None, False),
         "quantization_config": (None,),
@@ -148,6 +153,7 @@ def read_config(folder: Path) -> LlamaConfig:
         stops = tuple(dict.fromkeys(stops + _ids(told.get("eos_token_id"))))
     pad = found.get("pad_token_id")
     vocabulary = found["vocab_size"]
+    pairs = kind == SIMPLICIAL or (kind == SQUARED_RELU and "simplicial" in found)
     return LlamaConfig(
         vocabulary=vocabulary,
         width=found["hidden_size"],
@@ -165,8 +171,9 @@ def read_config(folder: Path) -> LlamaConfig:
         stops=stops,
         # Padding is never read, so that any id will do where the file names none.
         pad=pad if pad is not None and 0 <= pad < vocabulary else (stops[0] if stops else 0),
-        simplicial_every=found.get("simplicial_every", 0) if kind == SIMPLICIAL else 0,
-        simplicial=Simplicial(**found["simplicial"]) if kind == SIMPLICIAL else None,
+        squared_relu=kind == SQUARED_RELU,
+        simplicial_every=found.get("simplicial_every", 0) if pairs else 0,
+        simplicial=Simplicial(**found["simplicial"]) if pairs else None,
     )
 
 
@@ -185,9 +192,12 @@ def write_config(config: LlamaConfig) -> dict[str, Any]:
     pairs: dict[str, Any] = {}
     if config.simplicial is not None:
         pairs = {"simplicial_every": config.simplicial_every, "simplicial": dataclasses.asdict(config.simplicial)}
+    architecture, kind = ("ScionSimplicialLlama", SIMPLICIAL) if pairs else ("LlamaForCausalLM", "llama")
+    if config.squared_relu:
+        architecture, kind = "ScionReLU2Llama", SQUARED_RELU
     return {
-        "architectures": ["ScionSimplicialLlama" if pairs else "LlamaForCausalLM"],
-        "model_type": SIMPLICIAL if pairs else "llama",
+        "architectures": [architecture],
+        "model_type": kind,
         **pairs,
         "vocab_size": config.vocabulary,
         "hidden_size": config.width,
@@ -196,7 +206,7 @@ def write_config(config: LlamaConfig) -> dict[str, Any]:
         "num_key_value_heads": config.kv_heads,
         "head_dim": config.head_width,
         "intermediate_size": config.feed_forward,
-        "hidden_act": "silu",
+        "hidden_act": "relu2" if config.squared_relu else "silu",
         "attention_bias": False,
         "mlp_bias": False,
         "rms_norm_eps": config.norm_eps,

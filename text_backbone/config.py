@@ -83,7 +83,10 @@ class LlamaConfig:
     """Width of one head; `heads * head_width` need not be `width`."""
 
     feed_forward: int
-    """Hidden width of the SwiGLU feed-forward."""
+    """Hidden width of the feed-forward."""
+
+    squared_relu: bool = False
+    """Whether the feed-forward is relu(x)^2 without a gate instead of SwiGLU (see `recipes/relufy.py`)."""
 
     rope_theta: float = 500_000.0
     rope_scaling: RopeScaling | None = None

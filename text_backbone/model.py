@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from kernels.sparse_relu2.module import ReLU2FeedForward, SparsityConfig
 from text_backbone.attention import Attention, View, view
 from text_backbone.cache import KeyValueCache
 from text_backbone.config import LlamaConfig
@@ -32,7 +33,12 @@ class Block(nn.Module):
         self.input_layernorm = RMSNorm(config.width, config.norm_eps)
         self.self_attn = attention_of(config, layer) if config.is_simplicial(layer) else Attention(config, layer)
         self.post_attention_layernorm = RMSNorm(config.width, config.norm_eps)
-        self.mlp = FeedForward(config.width, config.feed_forward)
+        # Its training is dense: 2:4 activations are for layers that learn them, which sets the module's own config.
+        self.mlp = (
+            ReLU2FeedForward(config.width, config.feed_forward, SparsityConfig(mode="dense"))
+            if config.squared_relu
+            else FeedForward(config.width, config.feed_forward)
+        )
 
     def forward(self, x: Float[Tensor, "B T D"], view: View, cache: KeyValueCache | None) -> Float[Tensor, "B T D"]:
         if cache is not None:

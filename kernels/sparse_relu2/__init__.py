@@ -74,7 +74,8 @@ def skip_rows(h: Tensor, down: Tensor, activation: Activation = None, *, backend
     """h [B, F] times down [F, D] for few rows: only the rows of `down` are read whose activation is not zero. Exact.
 
     `down` is a down-projection stored transposed, so that a feature's weights are one piece of memory.
-    `activation="relu2"` takes relu(h) squared. Dense above a measured density. Not differentiable: for decoding.
+    `activation="relu2"` takes relu(h) squared. On the CPU dense above a density of cpu.DENSE_ABOVE. Not
+    differentiable: for decoding.
     """
     if activation not in (None, "relu2"):
         raise ValueError(f"no activation {activation!r}; activations: None, 'relu2'")

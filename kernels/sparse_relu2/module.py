@@ -49,8 +49,12 @@ class ReLU2FeedForward(nn.Module):
     """relu(up x)^2 down, without biases and without a gate; `down` is stored transposed, [hidden, width].
 
     In training it measures its zeros and goes over to 2:4 activations by `config`; what it knows lies in the state
-    dict. In evaluation it is exact: up to `few` tokens at a time read only the rows of `down` that they need.
+    dict (while its weights are frozen nothing is measured, and nothing changes). In evaluation it is exact: up to `few`
+    tokens at a time read only the rows of `down` that they need.
     """
+
+    notes = ("measured",)
+    """Buffers that training writes: part of what learns, and of a run's state."""
 
     few: int = 4
     """Tokens that are decoded by skipping rows; more are a dense product."""
@@ -75,8 +79,8 @@ class ReLU2FeedForward(nn.Module):
         if not self.training:
             return self._exact(x)
         # Checkpointing computes a forward again inside the backward: it must neither count nor change course.
-        again = torch._C._current_graph_task_id() != -1
-        if not again:
+        counts = self.up_proj.weight.requires_grad and torch._C._current_graph_task_id() == -1
+        if counts:
             self._decide()
         if bool(self.measured[SPARSE]):
             y, counters = relu2_ffn(
@@ -85,8 +89,8 @@ class ReLU2FeedForward(nn.Module):
         else:
             h = self.up_proj(x)
             y = h.relu().square() @ self.down
-            counters = None if again else measure(h.detach())
-        if counters is not None and not again:
+            counters = measure(h.detach()) if counts else None
+        if counters is not None and counts:
             self._note(counters)
         return y
 

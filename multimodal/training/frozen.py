@@ -7,21 +7,22 @@ from collections.abc import Mapping
 from torch import nn
 
 from multimodal.fingerprint import digests, fingerprint, state_of
-from multimodal.training.learns import learning
+from multimodal.training.learns import learning, noted
 
 
 def frozen_digests(model: nn.Module) -> dict[str, str]:
-    """The sha256 of every tensor that does not learn: frozen parameters and persistent buffers (also statistics).
+    """The sha256 of every tensor that does not learn: frozen parameters and persistent buffers (also statistics, but
+    not what modules that learn note down).
 
     Take it after `prepare`: sharding may change how frozen weights are kept.
     """
-    open_now = learning(model)
+    open_now = learning(model).keys() | noted(model).keys()
     return digests({name: tensor for name, tensor in state_of(model).items() if name not in open_now})
 
 
 def frozen_fingerprint(model: nn.Module) -> str:
     """One fingerprint of all that does not learn, for reports."""
-    open_now = learning(model)
+    open_now = learning(model).keys() | noted(model).keys()
     return fingerprint({name: tensor for name, tensor in state_of(model).items() if name not in open_now})
 
 

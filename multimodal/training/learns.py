@@ -70,6 +70,16 @@ def learning(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
+def noted(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Buffers by name that training itself writes, in modules that learn: a module names its own in `notes`."""
+    return {
+        f"{prefix}.{name}" if prefix else name: module.get_buffer(name)
+        for prefix, module in model.named_modules()
+        if isinstance(getattr(module, "notes", None), tuple) and any(p.requires_grad for p in module.parameters())
+        for name in module.notes  # pyright: ignore[reportGeneralTypeIssues]
+    }
+
+
 def recompute(model: nn.Module, on: bool) -> int:
     """Turns gradient checkpointing on or off in every part with the switch (`recompute`); how many those were."""
     parts = [module for module in model.modules() if isinstance(getattr(module, "recompute", None), bool)]

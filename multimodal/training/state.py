@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from multimodal.training.learns import learning
+from multimodal.training.learns import learning, noted
 from multimodal.training.publication import fault, publish, sweep, write_safetensors
 from multimodal.training.random_state import random_state, restore_random_state
 
@@ -56,7 +56,7 @@ def save_state(
     """
     if keep < 1:
         raise ValueError(f"keep must be at least 1, got {keep}")
-    weights = {name: _whole(parameter) for name, parameter in learning(model).items()}
+    weights = {name: _whole(parameter) for name, parameter in _kept(model).items()}
     moments = {name: _whole(value) for name, value in _moments(optimizer).items()}
     generators = accelerator.gather(random_state().to(accelerator.device)[None])
     assert isinstance(generators, Tensor)
@@ -183,9 +183,14 @@ def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return named
 
 
+def _kept(model: nn.Module) -> dict[str, Tensor]:
+    """What learns, and what modules that learn note down."""
+    return {**learning(model), **noted(model)}
+
+
 def _load_weights(state: Path, model: nn.Module) -> None:
     weights = load_file(state / "weights.safetensors")
-    open_now = learning(model)
+    open_now = _kept(model)
     extra, missing = sorted(weights.keys() - open_now.keys()), sorted(open_now.keys() - weights.keys())
     if extra or missing:
         raise ValueError(

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from adapters import ImageAdapter, ImageAdapterConfig
-from adapters.feed_forward import feed_forward
+from adapters.feed_forward import feed_forward, sparsity
 from kernels.sparse_relu2.module import ReLU2FeedForward
 
 
@@ -32,4 +32,5 @@ def test_an_adapter_with_squared_relu_measures_trains_and_saves_what_it_knows() 
     ff = block.feed_forward
     assert isinstance(ff, ReLU2FeedForward)
     assert 0.3 < ff.counters()["zeros"] < 0.7
+    assert sparsity(adapter)["blocks.0.feed_forward.zeros"] == ff.counters()["zeros"]
     assert adapter.state_dict()["blocks.0.feed_forward.measured"][0] == 1

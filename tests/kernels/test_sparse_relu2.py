@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -216,6 +220,16 @@ def test_opcheck() -> None:
 def test_what_cannot_be_is_refused_in_words(call: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_compression_compiles_within_its_limits() -> None:
+    # In a process of its own, without the interpreter.
+    root = Path(__file__).parents[2]
+    clean = os.environ | {"TRITON_INTERPRET": "0", "PYTHONPATH": str(root)}
+    command = [sys.executable, str(root / "benchmarks/kernels_aot.py"), "--op", "sparse_relu2", "--arch", "90"]
+    done = subprocess.run([*command, "--only", "relu2"], capture_output=True, text=True, env=clean, cwd=root)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 builds, 0 outside their limits" in done.stdout
 
 
 @pytest.mark.gpu

@@ -115,6 +115,18 @@ def test_a_toy_run_learns_and_its_folder_answers(toy: Config, tmp_path: Path) ->
     assert about["trained_parameters"] == trained
 
 
+def test_an_adapter_of_squared_relu_trains_logs_its_zeros_and_loads(toy: Config, tmp_path: Path) -> None:
+    out = tmp_path / "relu2"
+    main(replace(toy, out=str(out), adapter=replace(toy.adapter, activation="relu2")))
+    last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
+    zeros = {name: value for name, value in last.items() if name.endswith("feed_forward.zeros")}
+    assert len(zeros) == len(toy.adapter.at)
+    assert all(0.2 < value < 0.9 for value in zeros.values())
+    notes = {name: note for name, note in weights(out).items() if name.endswith("measured")}
+    assert [int(note[0]) for note in notes.values()] == [STEPS] * len(toy.adapter.at)
+    assert load(out).reply([Image(tiny.photo(1)), "what"], max_new=3) is not None
+
+
 def test_a_run_in_the_process_is_the_run_of_the_command_line(toy: Config, finished: Path, tmp_path: Path) -> None:
     main(replace(toy, out=str(tmp_path / "run")))
     assert same(tmp_path / "run", finished)
