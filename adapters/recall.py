@@ -33,7 +33,7 @@ class Recall(nn.Module):
         words: int,
         slots: int,
         sharpness: float = 50.0,
-        floor: float = 0.15,
+        floor: float = 0.2,
         leave_out: float = 0.25,
     ) -> None:
         super().__init__()
