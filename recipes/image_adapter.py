@@ -21,7 +21,6 @@ from typing import Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
 from adapters import ImageAdapterConfig
 from adapters.feed_forward import sparsity
@@ -37,7 +36,7 @@ from multimodal.lexical_start import lexical_start
 from multimodal.model import MultimodalModel
 from multimodal.precision import Precision, chosen
 from multimodal.prompt import PromptReader
-from multimodal.settings import differences, read, to_json
+from multimodal.settings import to_json
 from multimodal.training import (
     LiveProgress,
     Metrics,
@@ -57,6 +56,7 @@ from multimodal.training import (
     train,
     use_cores,
 )
+from multimodal.training.claim import claim
 from multimodal.training.publication import write_text
 from text_backbone import TextBackbone, load_backbone, load_tokenizer
 
@@ -123,8 +123,8 @@ def paper(text: str, blocks: int, *, annealing: bool) -> Config:
     """The paper's settings (section 7.4.1) for a text model of so many blocks: a cross-attention before every fourth.
 
     Initial pretraining sees about 6B pairs at up to four tiles of 336 pixels with a learning rate of 1e-3; annealing
-    about
-    500M pictures at a higher resolution (448, as the smaller released model) with a new optimizer, warmed up to 2e-5.
+    about 500M pictures at a higher resolution (448, as the smaller released model) with a new optimizer, warmed up to
+    2e-5.
     Batch 16,384 and weight decay 0.01 are the paper's; how many steps that makes is arithmetic.
     """
     batch = 16_384
@@ -182,7 +182,7 @@ def main(config: Config) -> None:
     )
     check_processes(accelerator)
     use_cores(accelerator)
-    claim(accelerator, config)
+    claim(accelerator, config, Path(config.out), begun=begun, resume=config.resume)
     examples = sources(config.data)
     torch.manual_seed(config.training.seed)
     tokenizer = load_tokenizer(config.text)
@@ -269,34 +269,6 @@ def begun(config: Config) -> Config:
     training = replace(config.training, accumulate=1, recompute=False)
     plain = Config(text="", encoder=config.encoder, adapter=config.adapter, data=data, training=training)
     return replace(plain, precision=config.precision, begin=config.begin, start=config.start, compare=config.compare)
-
-
-def claim(accelerator: Accelerator, config: Config) -> None:
-    """Takes the run's folder, before anything heavy is loaded; another run's folder is refused."""
-    out, problem = Path(config.out), ""
-    if accelerator.is_main_process:
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            if not config.resume and any((out / name).exists() for name in ("state", "training.json")):
-                problem = f"{out} holds a run already; go on with --resume, choose another --out, or remove it"
-            elif (out / "state").exists():
-                problem = other_course(config, out / "config.json")
-            if not problem:
-                write_text(out / "config.json", to_json(replace(config, resume=False)))
-        except OSError as error:
-            problem = f"{out} cannot be written: {error}; choose another --out"
-    problems = [problem]
-    broadcast_object_list(problems)
-    if problems[0]:
-        raise SystemExit(problems[0])
-
-
-def other_course(config: Config, file: Path) -> str:
-    """What of `config` is not as the run in `file` began; empty where it may go on with it."""
-    then, now = begun(read(Config, file)), begun(config)
-    for path, before, after in differences(then, now):
-        return f"{file.parent} was begun with {path} {before}, not {after}; resume with that, or choose another --out"
-    return ""
 
 
 def finish(config: Config, model: MultimodalModel, *, frozen: int, left_out: Counter[str], seconds: float) -> None:

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from encoders import ImageEncoder
 from multimodal.assistant import Assistant
 from multimodal.data.feature_cache import FeatureCache
 from multimodal.data.sentences import Slots
@@ -81,14 +82,25 @@ def _captions(assistant: Assistant, images: Sequence[Image], batch: int, max_new
 def nearest(
     assistant: Assistant, samples: Sequence[Sample], gallery: Sequence[tuple[bytes, str]], cache: FeatureCache
 ) -> list[str]:
-    """The caption of the training picture whose pooled features are nearest: what the features alone can do."""
-    known = [(found.rows, caption) for picture, caption in gallery if (found := cache.find(picture)) is not None]
+    """The caption of the training picture whose pooled patches are nearest: what the features alone can do."""
+    encoder = assistant.model.encoders["image"]
+    assert isinstance(encoder, ImageEncoder)
+    known = [
+        (_patches(found.rows, encoder), caption)
+        for picture, caption in gallery
+        if (found := cache.find(picture)) is not None
+    ]
     if not known:
         raise ValueError(
             f"the cache {cache.folder} holds none of the training pictures; train with it, or fill it first"
         )
     index = NearestNeighbour(pool([rows for rows, _ in known]), [caption for _, caption in known])
-    return index.answers(pool(_features(assistant, samples)))
+    return index.answers(pool([_patches(rows, encoder) for rows in _features(assistant, samples)]))
+
+
+def _patches(rows: Float[Tensor, "M E"], encoder: ImageEncoder) -> Float[Tensor, "_ E"]:
+    """The features of a picture's patches, without those of whole tiles."""
+    return rows.unflatten(0, (-1, encoder.per_tile))[:, encoder.whole :].flatten(0, 1)
 
 
 def _features(assistant: Assistant, samples: Sequence[Sample], batch: int = 64) -> list[Float[Tensor, "M E"]]:
