@@ -10,8 +10,9 @@
 
 namespace {
 
-constexpr long CHUNK = 32;   // rows of the small window worked on at once: their scores stay in the first-level cache
-constexpr long QUERIES = 16; // queries of a forward block; they share one copy of the windows
+constexpr long CHUNK = 32;    // rows of the small window worked on at once: their scores stay in the first-level cache
+constexpr long QUERIES = 16;  // queries of a forward block; they share one copy of the windows
+constexpr long BAND = 64;     // the backward pass's rows (heads of queries) worked on at once
 
 struct Problem {
   long B, T, H, N, D, ws, wl;
@@ -49,6 +50,7 @@ class Scratch {
 #define LANES 4
 #define NAMESPACE plain
 #include "cpu_kernel.h"
+#include "cpu_backward.h"
 #undef LANES
 #undef NAMESPACE
 
@@ -62,6 +64,7 @@ class Scratch {
 #define LANES 8
 #define NAMESPACE avx2
 #include "cpu_kernel.h"
+#include "cpu_backward.h"
 #undef LANES
 #undef NAMESPACE
 #if defined(__clang__)
@@ -75,6 +78,7 @@ class Scratch {
 #define LANES 16
 #define NAMESPACE avx512
 #include "cpu_kernel.h"
+#include "cpu_backward.h"
 #undef LANES
 #undef NAMESPACE
 #if defined(__clang__)
@@ -108,11 +112,18 @@ Work work(int set) {
   return {plain::forward, plain::backward};
 }
 
-long scratch_size(const Problem& p, long queries, bool backward) {
-  const long P = p.D + 64, rows = queries + p.wl, small = queries + p.ws, wide = rows + 256;
-  const long forward = 2 * rows * P + p.D * wide + 2 * small * P + CHUNK * (P + wide) + 2 * P;
-  const long rest = 2 * rows * P + p.D * wide + 2 * small * P + CHUNK * (3 * P + wide) + P;
-  return forward + (backward ? rest : 0) + 32 * 16;
+// Queries that share a slab in the backward pass: fixed by the shapes, so that sums do not depend on the threads. As many
+// as pay for the rows of the windows before them, and no more than keep their heads' rows in the second-level cache.
+long slab_queries(long wl, long G) { return std::min({256L, std::max(32L, wl), std::max(16L, 2048 / G)}); }
+
+long forward_scratch(const Problem& p) {
+  const long P = p.D + 64, rows = QUERIES + p.wl, small = QUERIES + p.ws, wide = rows + 64;
+  return 2 * rows * P + p.D * wide + 2 * small * P + CHUNK * (P + wide) + 2 * P + 16 * 16;
+}
+
+long backward_scratch(const Problem& p, long queries) {
+  const long P = p.D + 64, rows = queries + p.wl, small = queries + p.ws, wide = rows + 64, heads = queries * p.H / p.N;
+  return (7 * rows + 4 * small + 3 * heads) * P + 4 * p.D * wide + 2 * BAND * wide + 32 * 16;
 }
 
 }  // namespace
@@ -121,8 +132,7 @@ extern "C" {
 
 int simplicial_instruction_set() { return best(); }
 
-// Queries that share a slab in the backward pass: fixed by the windows, so that sums do not depend on the threads.
-long simplicial_slab_queries(long wl) { return std::min(256L, std::max(32L, wl)); }
+long simplicial_slab_queries(long wl, long G) { return slab_queries(wl, G); }
 
 void simplicial_forward(const float* q, const float* ks, const float* vs, const float* kl, const float* vl, float* out,
                         float* lse, long B, long T, long H, long N, long D, long ws, long wl, float scale, int form,
@@ -132,7 +142,7 @@ void simplicial_forward(const float* q, const float* ks, const float* vs, const 
   const long blocks = (T + QUERIES - 1) / QUERIES;
 #pragma omp parallel num_threads(threads)
   {
-    Scratch scratch(scratch_size(p, QUERIES, false));
+    Scratch scratch(forward_scratch(p));
 #pragma omp for schedule(dynamic)
     for (long task = 0; task < B * N * blocks; task++) {
       const long begin = task % blocks * QUERIES, pair = task / blocks;
@@ -149,7 +159,7 @@ void simplicial_backward(const float* grad, const float* delta, const float* q, 
                          float scale, int form, int threads, int set) {
   Problem p{B, T, H, N, D, ws, wl, scale, form, q, ks, vs, kl, vl, nullptr, const_cast<float*>(lse), grad, delta, dq};
   const Work run = work(set ? set : best());
-  const long queries = simplicial_slab_queries(wl), blocks = (T + queries - 1) / queries;
+  const long queries = slab_queries(wl, H / N), blocks = (T + queries - 1) / queries;
   const long small = (queries + ws) * D, large = (queries + wl) * D, size = 2 * (small + large);
   const auto slab = [&](long pair, long block) {
     float* at = slabs + (pair * blocks + block) * size;
@@ -157,7 +167,7 @@ void simplicial_backward(const float* grad, const float* delta, const float* q, 
   };
 #pragma omp parallel num_threads(threads)
   {
-    Scratch scratch(scratch_size(p, queries, true));
+    Scratch scratch(backward_scratch(p, queries));
 #pragma omp for schedule(dynamic)
     for (long task = 0; task < B * N * blocks; task++) {
       const long block = task % blocks, pair = task / blocks, begin = block * queries;

@@ -67,7 +67,7 @@ def backward(
     inputs = [_plain(x) for x in (grad, delta, q, ks, vs, kl, vl, lse)]
     grads = [torch.empty(x.shape, dtype=torch.float32) for x in (q, ks, vs, kl, vl)]
     library = _library()
-    queries = library.simplicial_slab_queries(wl)
+    queries = library.simplicial_slab_queries(wl, H // N)
     slabs = torch.empty(B * N * -(-T // queries), 2 * (2 * queries + ws + wl), D)
     library.simplicial_backward(
         *(_at(x) for x in (*inputs, *grads, slabs)),
@@ -91,7 +91,7 @@ def _library() -> ctypes.CDLL:
     for function, tensors in ((library.simplicial_forward, 7), (library.simplicial_backward, 14)):
         function.argtypes = [ctypes.c_void_p] * tensors + sizes + rest
         function.restype = None
-    library.simplicial_slab_queries.argtypes = [ctypes.c_long]
+    library.simplicial_slab_queries.argtypes = [ctypes.c_long] * 2
     library.simplicial_slab_queries.restype = ctypes.c_long
     return library
 

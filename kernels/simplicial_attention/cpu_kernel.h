@@ -1,14 +1,12 @@
 // The work on one block of queries, written once on vectors of LANES floats and included once for each instruction set.
+// Everything is small matrix products on tiles of up to four rows and three vectors that stay in registers.
 //
-// For a query head at query i the pairs (j, l) are the entries of a matrix product: rows are the small window's folds
-// f_j = fold(q, k_j), columns the large window's keys. So everything is small matrix products on tiles of up to six
-// rows and two vectors that stay in registers:
+// For a query head at query i the rows are the small window's folds f_j = fold(q, k_j), the columns the large
+// window's keys:
 //
-//   forward    S = F K^T,  P = exp(scale S - m),  out = sum_j v_j * (P V)_j                                  2 products
-//   backward   S and P again,  Z = (g v_j) V^T,  dS = P (Z - delta),
-//              T = dS K,  U = P V  (gradients of the folds and of v_j),  dK += dS^T F,  dV += P^T (g v_j)    6 products
+//   S = F K^T,  P = exp(scale S - m),  out = sum_j v_j * (P V)_j
 //
-// A query sees exactly its windows: rows beyond them are not read, not even to be multiplied by zero.
+// cpu_backward.h has the backward pass, on the same tiles.
 
 namespace NAMESPACE {
 
@@ -16,17 +14,16 @@ typedef float Vector __attribute__((vector_size(4 * LANES)));
 typedef int Integers __attribute__((vector_size(4 * LANES)));
 typedef float Loose __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
-constexpr long TILE = 2 * LANES;  // columns
-constexpr int ROWS = 6;
+constexpr int ROWS = 4, VECTORS = 3;  // twelve sums, three columns and a row's number: AVX2's sixteen registers
 
 static inline Vector load(const float* from) { return *reinterpret_cast<const Loose*>(from); }
 static inline void store(float* to, Vector x) { *reinterpret_cast<Loose*>(to) = x; }
 static inline Vector spread(float x) { return x - Vector{}; }
-static inline long up(long n) { return (n + TILE - 1) / TILE * TILE; }
+static inline long up(long n) { return (n + LANES - 1) / LANES * LANES; }
 
-// A row's leading size: whole tiles, and an odd number of cache lines, so that a column of tiles uses every set of the
+// A row's leading size: whole vectors, and an odd number of cache lines, so that a column of tiles uses every set of the
 // first-level cache.
-static inline long pitch(long n) { return (up(n) + 15) / 16 % 2 ? up(n) : up(n) + 16; }
+static inline long pitch(long n) { return ((n + 15) / 16 | 1) * 16; }
 
 // exp to within two units in the last place; 2^-126 below, NaN stays NaN.
 static inline Vector exponential(Vector x) {
@@ -51,44 +48,63 @@ static inline float total(Vector x) {
   return sum;
 }
 
-// accumulators [R][2] = A [R, K] B [K, TILE]; element (r, k) of A lies at a[r * row + k * step].
-template <int R>
-static inline void product(const float* a, long row, long step, const float* b, long ldb, long K, Vector (&c)[R][2]) {
-  for (int r = 0; r < R; r++) c[r][0] = c[r][1] = Vector{};
+// sums [R][C] = A [R, K] B [K, C vectors], given to `use`; element (r, k) of A lies at a[r * row + k * step].
+template <int R, int C, class Use>
+static inline void product(const float* a, long row, long step, const float* b, long ldb, long K, long m, long n,
+                           const Use& use) {
+  Vector sums[R][C];
+  for (int r = 0; r < R; r++)
+    for (int c = 0; c < C; c++) sums[r][c] = Vector{};
   for (long k = 0; k < K; k++) {
-    const Vector b0 = load(b + k * ldb), b1 = load(b + k * ldb + LANES);
+    Vector column[C];
+    for (int c = 0; c < C; c++) column[c] = load(b + k * ldb + c * LANES);
     for (int r = 0; r < R; r++) {
       const float x = a[r * row + k * step];
-      c[r][0] += x * b0;
-      c[r][1] += x * b1;
+      for (int c = 0; c < C; c++) sums[r][c] += x * column[c];
     }
+  }
+  use(m, n, sums);
+}
+
+template <int R, class Use>
+static inline void wide(long vectors, const float* a, long row, long step, const float* b, long ldb, long K, long m,
+                        long n, const Use& use) {
+  switch (vectors) {
+    case 1: product<R, 1>(a, row, step, b, ldb, K, m, n, use); break;
+    case 2: product<R, 2>(a, row, step, b, ldb, K, m, n, use); break;
+    default: product<R, 3>(a, row, step, b, ldb, K, m, n, use); break;
   }
 }
 
-// Calls use(row, column, accumulators of R rows) for every tile of A [M, K] B [K, N]; N a multiple of TILE. Rows are
-// dealt evenly, so that no tile is left with a single row where six and five would do.
-template <int R, class Use>
-static inline void one(const float* a, long row, long step, const float* b, long ldb, long K, long m, long n, Use& use) {
-  Vector c[R][2];
-  product<R>(a + m * row, row, step, b + n, ldb, K, c);
-  use(m, n, c, R);
+// One tile of `rows` rows and `vectors` vectors of columns; `use` gets it as the tile at row m and column n.
+template <class Use>
+static __attribute__((noinline)) void tile(long rows, long vectors, const float* a, long row, long step, const float* b,
+                                           long ldb, long K, long m, long n, const Use& use) {
+  switch (rows) {
+    case 1: wide<1>(vectors, a, row, step, b, ldb, K, m, n, use); break;
+    case 2: wide<2>(vectors, a, row, step, b, ldb, K, m, n, use); break;
+    case 3: wide<3>(vectors, a, row, step, b, ldb, K, m, n, use); break;
+    default: wide<4>(vectors, a, row, step, b, ldb, K, m, n, use); break;
+  }
 }
 
+// Rows or vectors dealt evenly to tiles: none is left with one where three and three would do.
+struct Deal {
+  long n, parts;
+  Deal(long n, long most) : n(n), parts((n + most - 1) / most) {}
+  long begin(long part) const { return n * part / parts; }
+};
+
+// A [M, K] B [K, N], tile by tile; N a multiple of LANES.
 template <class Use>
 static inline void multiply(const float* a, long row, long step, const float* b, long ldb, long M, long N, long K,
-                            Use use) {
-  const long parts = (M + ROWS - 1) / ROWS;
-  for (long n = 0; n < N; n += TILE) {
-    for (long part = 0; part < parts; part++) {
-      const long m = M * part / parts, rows = M * (part + 1) / parts - m;
-      switch (rows) {
-        case 1: one<1>(a, row, step, b, ldb, K, m, n, use); break;
-        case 2: one<2>(a, row, step, b, ldb, K, m, n, use); break;
-        case 3: one<3>(a, row, step, b, ldb, K, m, n, use); break;
-        case 4: one<4>(a, row, step, b, ldb, K, m, n, use); break;
-        case 5: one<5>(a, row, step, b, ldb, K, m, n, use); break;
-        default: one<6>(a, row, step, b, ldb, K, m, n, use); break;
-      }
+                            const Use& use) {
+  const Deal columns(N / LANES, VECTORS), rows(M, ROWS);
+  for (long part = 0; part < columns.parts; part++) {
+    const long n = columns.begin(part) * LANES, vectors = columns.begin(part + 1) - columns.begin(part);
+    for (long each = 0; each < rows.parts; each++) {
+      const long m = rows.begin(each);
+      tile(rows.begin(each + 1) - m, vectors, a + m * row, row, step, b + n, ldb, K, m, n, use);
     }
   }
 }
@@ -96,49 +112,44 @@ static inline void multiply(const float* a, long row, long step, const float* b,
 struct Put {
   float* to;
   long ld;
-  void operator()(long m, long n, Vector (*c)[2], int rows) const {
-    for (int r = 0; r < rows; r++) {
-      store(to + (m + r) * ld + n, c[r][0]);
-      store(to + (m + r) * ld + n + LANES, c[r][1]);
-    }
+  template <int R, int C>
+  void operator()(long m, long n, Vector (&sums)[R][C]) const {
+    for (int r = 0; r < R; r++)
+      for (int c = 0; c < C; c++) store(to + (m + r) * ld + n + c * LANES, sums[r][c]);
   }
 };
 
 struct Add {
   float* to;
   long ld;
-  void operator()(long m, long n, Vector (*c)[2], int rows) const {
-    for (int r = 0; r < rows; r++) {
-      float* at = to + (m + r) * ld + n;
-      store(at, load(at) + c[r][0]);
-      store(at + LANES, load(at + LANES) + c[r][1]);
-    }
+  template <int R, int C>
+  void operator()(long m, long n, Vector (&sums)[R][C]) const {
+    for (int r = 0; r < R; r++)
+      for (int c = 0; c < C; c++) {
+        float* at = to + (m + r) * ld + n + c * LANES;
+        store(at, load(at) + sums[r][c]);
+      }
   }
 };
 
-// total[n] += sum over rows of c[row] * weight[row]: the forward's last step, without writing P V anywhere.
+// total[n] += sum over rows of sums[row] * weight[row]: the forward's last step, without writing P V anywhere.
 struct Weigh {
-  float* sum;
+  float* total;
   const float* weight;
   long ld;
-  void operator()(long m, long n, Vector (*c)[2], int rows) const {
-    Vector s0 = load(sum + n), s1 = load(sum + n + LANES);
-    for (int r = 0; r < rows; r++) {
-      const float* w = weight + (m + r) * ld + n;
-      s0 += c[r][0] * load(w);
-      s1 += c[r][1] * load(w + LANES);
+  template <int R, int C>
+  void operator()(long m, long n, Vector (&sums)[R][C]) const {
+    for (int c = 0; c < C; c++) {
+      const long at = n + c * LANES;
+      Vector all = load(total + at);
+      for (int r = 0; r < R; r++) all += sums[r][c] * load(weight + (m + r) * ld + at);
+      store(total + at, all);
     }
-    store(sum + n, s0);
-    store(sum + n + LANES, s1);
   }
 };
 
 static inline void times(const float* a, const float* b, float* to, long n) {
   for (long d = 0; d < n; d += LANES) store(to + d, load(a + d) * load(b + d));
-}
-
-static inline void add_times(const float* a, const float* b, float* to, long n) {
-  for (long d = 0; d < n; d += LANES) store(to + d, load(to + d) + load(a + d) * load(b + d));
 }
 
 static inline void cross(const float* a, const float* b, float* to, long n) {
@@ -171,8 +182,8 @@ static inline void gather(const Problem& p, const float* x, long b, long head, l
   }
 }
 
-// The leading size of a turned window of `rows` rows: the last tile of a query may read a tile past its end.
-static inline long turned_size(long rows) { return pitch(rows + TILE); }
+// The leading size of a turned window of `rows` rows: the last vector of a tile may reach past its end.
+static inline long turned_size(long rows) { return pitch(rows + LANES); }
 
 // Queries begin .. end - 1 of one key head's query heads.
 static void forward(const Problem& p, long b, long head, long begin, long end, Scratch& scratch) {
@@ -236,95 +247,6 @@ static void forward(const Problem& p, long b, long head, long begin, long end, S
       for (long d = 0; d < p.D; d++) p.out[at * p.D + d] = sum[d] / weight;
       p.lse[at] = most * p.scale + std::log(weight);
     }
-  }
-}
-
-// The same queries' gradients: dq whole; of the windows' rows a slab of their own, which `collect` adds up.
-static void backward(const Problem& p, long b, long head, long begin, long end, Slab slab, Scratch& scratch) {
-  const long W = up(p.D), P = pitch(p.D), G = p.H / p.N, first = std::max(0L, begin - p.wl + 1), rows = end - first;
-  const long first_s = std::max(0L, begin - p.ws + 1), small = end - first_s, ld = turned_size(rows);
-  const long S = pitch(std::min(p.wl, rows));
-  float* k = scratch.take(rows * P);
-  float* kt = scratch.take(p.D * ld);
-  float* v = scratch.take(rows * P);
-  float* vt = scratch.take(p.D * ld);
-  float* ks = scratch.take(small * P);
-  float* vs = scratch.take(small * P);
-  float* dkl = scratch.take(rows * P);
-  float* dvl = scratch.take(rows * P);
-  float* dks = scratch.take(small * P);
-  float* dvs = scratch.take(small * P);
-  float* folds = scratch.take(CHUNK * P);
-  float* values = scratch.take(CHUNK * P);
-  float* weights = scratch.take(CHUNK * S);
-  float* slopes = scratch.take(CHUNK * S);
-  float* product_k = scratch.take(CHUNK * P);
-  float* product_v = scratch.take(CHUNK * P);
-  float* query = scratch.take(P);
-  float* grad = scratch.take(P);
-  float* dq = scratch.take(P);
-  std::memset(kt, 0, sizeof(float) * p.D * ld);
-  std::memset(vt, 0, sizeof(float) * p.D * ld);
-  for (float* x : {dkl, dvl}) std::memset(x, 0, sizeof(float) * rows * P);
-  for (float* x : {dks, dvs}) std::memset(x, 0, sizeof(float) * small * P);
-  for (float* x : {query, grad}) std::memset(x, 0, sizeof(float) * P);
-  std::memset(folds, 0, sizeof(float) * CHUNK * P);
-  gather(p, p.kl, b, head, first, end, P, k, kt, ld);
-  gather(p, p.vl, b, head, first, end, P, v, vt, ld);
-  gather(p, p.ks, b, head, first_s, end, P, ks, nullptr, 0);
-  gather(p, p.vs, b, head, first_s, end, P, vs, nullptr, 0);
-  for (long i = begin; i < end; i++) {
-    const long l = std::max(0L, i - p.wl + 1), L = i + 1 - l, width = up(L), low = std::max(0L, i - p.ws + 1);
-    for (long g = 0; g < G; g++) {
-      const long at = (b * p.T + i) * p.H + head * G + g;
-      std::memcpy(query, p.q + at * p.D, sizeof(float) * p.D);
-      std::memcpy(grad, p.grad + at * p.D, sizeof(float) * p.D);
-      std::memset(dq, 0, sizeof(float) * P);
-      const Vector shift = spread(p.lse[at]), delta = spread(p.delta[at]);
-      for (long j = low; j <= i; j += CHUNK) {
-        const long n = std::min(CHUNK, i + 1 - j), s = j - first_s;
-        for (long r = 0; r < n; r++) {
-          const float* other = ks + (s + r) * P;
-          if (p.form) cross(query, other, folds + r * P, p.D);
-          else times(query, other, folds + r * P, W);
-          times(grad, vs + (s + r) * P, values + r * P, W);
-        }
-        multiply(folds, P, 1, kt + l - first, ld, n, width, p.D, Put{weights, S});
-        multiply(values, P, 1, vt + l - first, ld, n, width, p.D, Put{slopes, S});
-        for (long r = 0; r < n; r++) {
-          float *w = weights + r * S, *z = slopes + r * S;
-          for (long c = 0; c < width; c += LANES) {
-            const Vector x = exponential(load(w + c) * p.scale - shift);
-            store(w + c, x);
-            store(z + c, x * (load(z + c) - delta));
-          }
-        }
-        multiply(slopes, S, 1, k + (l - first) * P, P, n, W, L, Put{product_k, P});
-        multiply(weights, S, 1, v + (l - first) * P, P, n, W, L, Put{product_v, P});
-        for (long r = 0; r < n; r++) {
-          const float *t = product_k + r * P, *other = ks + (s + r) * P;
-          if (p.form) {
-            add_cross(other, t, dq, p.D);
-            add_cross(t, query, dks + (s + r) * P, p.D);
-          } else {
-            add_times(t, other, dq, W);
-            add_times(t, query, dks + (s + r) * P, W);
-          }
-          add_times(product_v + r * P, grad, dvs + (s + r) * P, W);
-        }
-        multiply(slopes, 1, S, folds, P, L, W, n, Add{dkl + (l - first) * P, P});
-        multiply(weights, 1, S, values, P, L, W, n, Add{dvl + (l - first) * P, P});
-      }
-      for (long d = 0; d < p.D; d++) p.dq[at * p.D + d] = dq[d] * p.scale;
-    }
-  }
-  for (long t = 0; t < rows; t++) {
-    std::memcpy(slab.kl + t * p.D, dkl + t * P, sizeof(float) * p.D);
-    std::memcpy(slab.vl + t * p.D, dvl + t * P, sizeof(float) * p.D);
-  }
-  for (long t = 0; t < small; t++) {
-    std::memcpy(slab.ks + t * p.D, dks + t * P, sizeof(float) * p.D);
-    std::memcpy(slab.vs + t * p.D, dvs + t * P, sizeof(float) * p.D);
   }
 }
 
