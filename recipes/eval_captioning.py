@@ -67,7 +67,8 @@ def main(config: Config) -> None:
         encoder=fingerprint(assistant.model.encoders["image"]),
         preprocessing=repr(assistant.model.encoders["image"].preprocess),
     )
-    gallery = [(one.picture, one.caption) for shards in settings["data"]["train"] for one in read_samples(shards)]
+    train = [one for shards in settings["data"]["train"] for one in read_samples(shards, opened=False)]
+    gallery = [(one.picture, one.caption) for one in train]
     command = shlex.join(["python", "recipes/eval_captioning.py", *sys.argv[1:]])
     tested = []
     for entry in config.tests:
@@ -83,7 +84,7 @@ def main(config: Config) -> None:
         result = evaluate(
             name,
             said.right,
-            [one.caption for one in samples],
+            [one.captions for one in samples],
             data=Path(shards).name,
             command=command,
             nouns=[noun for noun in nouns if noun] if all(nouns) else None,

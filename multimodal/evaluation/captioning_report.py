@@ -86,7 +86,7 @@ def _scored(one: Tested) -> list[float]:
         slots = [sample.slots for sample in one.samples if sample.slots is not None]
         right, asked = score_scenes(one.said.right, slots)["slots"].samples.T
         return (right / asked.clip(min=1)).tolist()
-    captions = [sample.caption for sample in one.samples]
+    captions = [sample.captions for sample in one.samples]
     return score_captions(one.said.right, captions)["word_f1"].samples[:, 0].tolist()
 
 
@@ -96,7 +96,7 @@ def _card(one: Tested, i: int) -> Example:
         pictures=(_picture(sample),),
         said=said,
         true=sample.caption,
-        right=is_exact(said, sample.caption),
+        right=any(is_exact(said, caption) for caption in sample.captions),
         note=f"nearest neighbour: {one.neighbours[i]}" if one.neighbours else "",
     )
 

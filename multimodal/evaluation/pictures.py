@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +16,10 @@ from torch import Tensor
 from encoders import ImageEncoder
 from multimodal.assistant import Assistant
 from multimodal.data.feature_cache import FeatureCache
+from multimodal.data.sample import read_picture, to_example
 from multimodal.data.sentences import Slots
 from multimodal.data.shards import Shards
+from multimodal.data.tolerance import BadSample
 from multimodal.evaluation.controls import wrong_medium
 from multimodal.evaluation.nearest_neighbour import NearestNeighbour, pool
 from multimodal.modality import Image
@@ -27,9 +31,14 @@ class Sample:
 
     key: str
     picture: bytes
-    caption: str
+    captions: tuple[str, ...]
+    """What may be said of it: one caption, or several that are equally true."""
     noun: str | None = None
     slots: Slots | None = None
+
+    @property
+    def caption(self) -> str:
+        return self.captions[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,21 +50,36 @@ class Said:
     no_medium: list[str]
 
 
-def read_samples(patterns: str | Path | Sequence[str | Path], *, most: int = 0) -> list[Sample]:
-    """The captioned pictures of shards (conversations are passed over); the first `most` unless that is 0."""
+def read_samples(patterns: str | Path | Sequence[str | Path], *, most: int = 0, opened: bool = True) -> list[Sample]:
+    """The captioned pictures of shards, the first `most` unless that is 0.
+
+    Conversations are passed over; what is no sample is too, with a warning that counts by reason; so is, with `opened`,
+    a picture that cannot be opened. ValueError where no captioned picture is left.
+    """
     samples: list[Sample] = []
+    broken: Counter[str] = Counter()
     shards = Shards(patterns)
     for index in range(len(shards)):
         record = shards[index]
-        about = json.loads(record.members.get("json", b"{}"))
-        picture = next((data for name, data in record.members.items() if name in ("png", "jpg", "jpeg", "webp")), None)
-        caption = about.get("caption") or record.members.get("txt", b"").decode("utf-8", "replace").strip()
-        if picture is None or not caption:
+        try:
+            example = to_example(record)
+            if opened and example.captions:
+                read_picture(*example.media, key=record.key)
+        except BadSample as error:
+            broken[error.reason] += 1
             continue
+        if not example.captions:
+            continue
+        about = json.loads(record.members.get("json", b"{}"))
         slots = Slots.from_json(about["slots"]) if "slots" in about else None
-        samples.append(Sample(key=record.key, picture=picture, caption=caption, noun=about.get("noun"), slots=slots))
+        [picture] = example.media
+        samples.append(
+            Sample(key=record.key, picture=picture, captions=example.captions, noun=about.get("noun"), slots=slots)
+        )
         if len(samples) == most:
             break
+    if broken:
+        warnings.warn(f"{patterns}: {broken.total()} samples are left out: {dict(broken)}", stacklevel=2)
     if not samples:
         raise ValueError(f"{patterns} holds no captioned picture")
     return samples
@@ -64,7 +88,7 @@ def read_samples(patterns: str | Path | Sequence[str | Path], *, most: int = 0) 
 def say(assistant: Assistant, samples: Sequence[Sample], *, batch: int = 64, max_new: int = 32) -> Said:
     """Greedy captions of each picture, of the picture of another sample, and of no picture."""
     images = [Image(sample.picture) for sample in samples]
-    wrong = wrong_medium([sample.caption for sample in samples])
+    wrong = wrong_medium([sample.captions for sample in samples])
     [nothing] = assistant.batch([assistant.caption_prompt], raw=True, max_new=max_new)
     right = _captions(assistant, images, batch, max_new)
     # Greedy captions of a picture are the same whoever is asked about it: the wrong picture's are known already.
