@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from adapters.feed_forward import Activation, SwiGLU
 from adapters.feed_forward import feed_forward as feed_forward_of
+from kernels.sparse_relu2.module import SparsityConfig
 from kernels.token_step.cpu import cross_attention_step
 from kernels.token_step.module import few_rows, hooked, norm_of, plain_weights
 
@@ -145,13 +146,14 @@ class CrossAttentionBlock(nn.Module):
         gate: float,
         eps: float,
         activation: Activation = "swiglu",
+        sparsity: SparsityConfig | None = None,
     ) -> None:
         super().__init__()
         self.attention_norm = nn.RMSNorm(width, eps)
         self.attention = CrossAttention(width, heads, kv_heads, head_width, eps)
         self.attention_gate = nn.Parameter(torch.tensor([gate]))
         self.feed_forward_norm = nn.RMSNorm(width, eps)
-        self.feed_forward = feed_forward_of(width, feed_forward, activation)
+        self.feed_forward = feed_forward_of(width, feed_forward, activation, sparsity)
         self.feed_forward_gate = nn.Parameter(torch.tensor([gate]))
 
     def forward(

@@ -36,14 +36,16 @@ class SwiGLU(nn.Module):
         return None if weights is None else swiglu_step(x, norm_of(norm), *weights, scale=float(gate.tanh()))
 
 
-def feed_forward(width: int, hidden: int, activation: Activation) -> nn.Module:
+def feed_forward(
+    width: int, hidden: int, activation: Activation, sparsity: SparsityConfig | None = None
+) -> SwiGLU | ReLU2FeedForward:
     """Of as many parameters whatever the activation: squared ReLU has no gate, and is half as wide again as `hidden`
-    (rounded up to a multiple of 32, which 2:4 activations need).
+    (rounded up to a multiple of 32, which 2:4 activations need). `sparsity` is read by "relu2" alone.
     """
     if activation == "swiglu":
         return SwiGLU(width, hidden)
-    mode = "dense" if activation == "relu2_dense" else "measured"
-    return ReLU2FeedForward(width, -(-3 * hidden // 64) * 32, SparsityConfig(mode=mode))
+    when = SparsityConfig(mode="dense") if activation == "relu2_dense" else sparsity
+    return ReLU2FeedForward(width, -(-3 * hidden // 64) * 32, when)
 
 
 def sparsity(model: nn.Module) -> dict[str, float]:

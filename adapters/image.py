@@ -5,7 +5,7 @@ blocks.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
@@ -19,6 +19,7 @@ from adapters.feed_forward import Activation
 from adapters.memory import Memory
 from adapters.projector import Projector
 from adapters.summary import Summary
+from kernels.sparse_relu2.module import SparsityConfig
 
 Enter = Callable[[Tensor], Tensor]
 
@@ -46,6 +47,9 @@ class ImageAdapterConfig:
 
     activation: Activation = "swiglu"
     """What the feed-forward computes: SwiGLU, or squared ReLU of as many parameters (half as wide again, no gate)."""
+
+    sparsity: SparsityConfig = field(default_factory=SparsityConfig)
+    """With `activation` relu2: when training goes over to 2:4 activations, and back."""
 
     gate: float = 0.0
     """What the gates start at; at 0 a new adapter changes nothing, and only the gates have a gradient."""
@@ -125,6 +129,7 @@ class ImageAdapter(nn.Module):
                 gate=config.gate,
                 eps=config.norm_eps,
                 activation=config.activation,
+                sparsity=config.sparsity,
             )
             for _ in config.at
         )

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from adapters.feed_forward import Activation, feed_forward
 from adapters.rotary import Turns, turned, turns
+from kernels.sparse_relu2.module import SparsityConfig
 
 _KERNEL, _STRIDE = 3, 2
 
@@ -37,6 +39,12 @@ class SpeechAdapterConfig:
     heads: int = 24
 
     feed_forward: int = 4096
+
+    activation: Activation = "swiglu"
+    """What the layer's feed-forward computes: SwiGLU, or squared ReLU of as many parameters."""
+
+    sparsity: SparsityConfig = field(default_factory=SparsityConfig)
+    """With `activation` relu2: when training goes over to 2:4 activations, and back."""
 
     dropout: float = 0.0
     """In training, on what the layer's two halves add."""
@@ -112,7 +120,10 @@ class SpeechAdapter(nn.Module):
 
 
 class SpeechLayer(nn.Module):
-    """A Transformer layer over each recording: rotary attention in both directions, SwiGLU, both normalised before."""
+    """A Transformer layer over each recording: rotary attention in both directions, a feed-forward, both normalised before.
+
+    SwiGLU lies here as two matrices (its gate and its up-projection are one product); squared ReLU is a module.
+    """
 
     def __init__(self, config: SpeechAdapterConfig) -> None:
         super().__init__()
@@ -121,13 +132,20 @@ class SpeechLayer(nn.Module):
         self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
         self.o_proj = nn.Linear(config.width, config.width, bias=False)
         self.feed_forward_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
-        self.gate_up = nn.Linear(config.width, 2 * config.feed_forward, bias=False)
-        self.down_proj = nn.Linear(config.feed_forward, config.width, bias=False)
+        self.feed_forward = None
+        if config.activation == "swiglu":
+            self.gate_up = nn.Linear(config.width, 2 * config.feed_forward, bias=False)
+            self.down_proj = nn.Linear(config.feed_forward, config.width, bias=False)
+        else:
+            self.feed_forward = feed_forward(config.width, config.feed_forward, config.activation, config.sparsity)
 
     def forward(self, x: Float[Tensor, "R K W"], real: Bool[Tensor, "R K"] | None) -> Float[Tensor, "R K W"]:
         by = turns(x.shape[1], x.shape[2] // self.heads, x.device, x.dtype)
         x = x + self._dropped(self._attend(self.attention_norm(x), real, by))
-        gate, up = self.gate_up(self.feed_forward_norm(x)).chunk(2, dim=-1)
+        y = self.feed_forward_norm(x)
+        if self.feed_forward is not None:
+            return x + self._dropped(self.feed_forward(y))
+        gate, up = self.gate_up(y).chunk(2, dim=-1)
         return x + self._dropped(self.down_proj(F.silu(gate) * up))
 
     def _attend(self, x: Float[Tensor, "R K W"], real: Bool[Tensor, "R K"] | None, by: Turns) -> Float[Tensor, "R K W"]:

@@ -24,6 +24,7 @@ import torch
 from accelerate import Accelerator
 
 from adapters import SpeechAdapter, SpeechAdapterConfig
+from adapters.feed_forward import sparsity
 from encoders import SpeechEncoder, SpeechEncoderConfig
 from multimodal.checkpoint import describe, load_weights, save_parts, save_weights
 from multimodal.command_line import parse
@@ -317,7 +318,7 @@ def course(run: Run, name: str, model, optimizer, loader: Loader, loss, training
             progress.show(step)
             accelerator.log(step.metrics(), step=step.index)
             if metrics is not None:
-                metrics.write(step=step.index, **step.metrics())
+                metrics.write(step=step.index, **step.metrics(), **sparsity(model))
             if step.index % run.config.save_every == 0 or step.last:
                 save_state(accelerator, folder, model, optimizer, step.position, identity=identity)
     if not name:

@@ -5,7 +5,7 @@ import torch
 
 from adapters import ImageAdapter, ImageAdapterConfig
 from adapters.feed_forward import feed_forward, sparsity
-from kernels.sparse_relu2.module import ReLU2FeedForward
+from kernels.sparse_relu2.module import ReLU2FeedForward, SparsityConfig
 
 
 def parameters(module: torch.nn.Module) -> int:
@@ -34,3 +34,21 @@ def test_an_adapter_with_squared_relu_measures_trains_and_saves_what_it_knows() 
     assert 0.3 < ff.counters()["zeros"] < 0.7
     assert sparsity(adapter)["blocks.0.feed_forward.zeros"] == ff.counters()["zeros"]
     assert adapter.state_dict()["blocks.0.feed_forward.measured"][0] == 1
+
+
+def test_the_config_says_when_training_goes_over_to_sparse_activations() -> None:
+    when = SparsityConfig(warmup=2, zeros=0.2, slack=0.1, violating=1.0)
+    block = feed_forward(32, 64, "relu2", when).train()
+    assert isinstance(block, ReLU2FeedForward)
+    course = []
+    for _ in range(4):
+        block(torch.randn(3, 32)).sum().backward()
+        course.append(block.sparse)
+    assert course == [False, False, True, True]
+    config = ImageAdapterConfig(
+        at=(0,), width=32, features=16, heads=4, kv_heads=2, head_width=8, feed_forward=64, activation="relu2",
+        sparsity=when,
+    )  # fmt: skip
+    inner = ImageAdapter(config).blocks[0].feed_forward
+    assert isinstance(inner, ReLU2FeedForward)
+    assert inner.config == when

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from adapters import SpeechAdapter, SpeechAdapterConfig
+from adapters.feed_forward import sparsity
 
 CONFIG = SpeechAdapterConfig(text=24, features=10, stack=2, width=32, heads=2, feed_forward=40)
 SIZES = torch.tensor([7, 20, 1, 12])
@@ -27,6 +28,21 @@ def test_a_recording_has_the_same_rows_alone_and_in_a_batch() -> None:
     for rows, part in zip(together, packed.split(SIZES.tolist()), strict=True):
         [alone] = adapter.between(part, torch.tensor([len(part)]))
         torch.testing.assert_close(rows, alone, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("activation", ["relu2", "relu2_dense"])
+def test_the_layer_may_be_of_squared_relu_with_as_many_parameters(activation: str) -> None:
+    wide = replace(CONFIG, feed_forward=64)
+    plain, squared = SpeechAdapter(wide), SpeechAdapter(replace(wide, activation=activation))
+    count, same = (sum(weight.numel() for weight in one.parameters()) for one in (squared, plain))
+    assert count == same
+    squared.train()(features(), SIZES).square().sum().backward()
+    assert all(weight.grad is not None for name, weight in squared.named_parameters())
+    counters = sparsity(squared)
+    assert 0.3 < counters["layer.feed_forward.zeros"] < 0.7
+    again = SpeechAdapter(squared.config)
+    again.load_state_dict(squared.state_dict())
+    assert torch.equal(again.eval()(features(), SIZES), squared.eval()(features(), SIZES))
 
 
 def test_every_recording_stands_between_its_delimiters() -> None:
