@@ -120,9 +120,9 @@ class SpeechAdapter(nn.Module):
 
 
 class SpeechLayer(nn.Module):
-    """A Transformer layer over each recording: rotary attention in both directions, a feed-forward, both normalised before.
+    """A Transformer layer over each recording: rotary attention in both directions, then a feed-forward.
 
-    SwiGLU lies here as two matrices (its gate and its up-projection are one product); squared ReLU is a module.
+    Both are normalised before. SwiGLU lies here as two matrices (its gate and its up-projection are one product); squared ReLU is a module.
     """
 
     def __init__(self, config: SpeechAdapterConfig) -> None:

@@ -90,12 +90,13 @@ def say(assistant: Assistant, samples: Sequence[Sample], *, batch: int = 64, max
     images = [Image(sample.picture) for sample in samples]
     wrong = wrong_medium([sample.captions for sample in samples])
     [nothing] = assistant.batch([assistant.caption_prompt], raw=True, max_new=max_new)
-    right = _captions(assistant, images, batch, max_new)
+    right = captions(assistant, images, batch=batch, max_new=max_new)
     # Greedy captions of a picture are the same whoever is asked about it: the wrong picture's are known already.
     return Said(right=right, wrong_medium=[right[i] for i in wrong], no_medium=[nothing] * len(samples))
 
 
-def _captions(assistant: Assistant, images: Sequence[Image], batch: int, max_new: int) -> list[str]:
+def captions(assistant: Assistant, images: Sequence[Image], *, batch: int = 64, max_new: int = 32) -> list[str]:
+    """Greedy captions of pictures, `batch` of them side by side."""
     return [
         caption
         for start in range(0, len(images), batch)
