@@ -122,7 +122,8 @@ class SpeechAdapter(nn.Module):
 class SpeechLayer(nn.Module):
     """A Transformer layer over each recording: rotary attention in both directions, then a feed-forward.
 
-    Both are normalised before. SwiGLU lies here as two matrices (its gate and its up-projection are one product); squared ReLU is a module.
+    Both are normalised before. SwiGLU lies here as two matrices (its gate and its up-projection are one product),
+    squared ReLU is a module.
     """
 
     def __init__(self, config: SpeechAdapterConfig) -> None:

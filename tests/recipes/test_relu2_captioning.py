@@ -35,7 +35,7 @@ def toy(tmp_path: Path) -> Iterator[Config]:
         text=str(tiny.text_folder(tmp_path / "text")),
         precision="float32",
         encoder=tiny.eye(tmp_path / "eye"),
-        adapter=tiny.ADAPTER,
+        adapter=replace(tiny.ADAPTER, feed_forward=64),
         data=PictureData(
             train=(str(tmp_path / "train.tar"),),
             batch=4,
