@@ -22,7 +22,8 @@ class CompilerError(RuntimeError):
 
 @functools.cache
 def load(source: Path) -> ctypes.CDLL:
-    """The shared library of a C++ source with a plain C ABI; it may include headers (*.h) that lie beside it.
+    """The shared library of a C++ source with a plain C ABI; it may include headers (*.h) that lie beside it or
+    in the folder above.
 
     The library lies in the user's cache folder (`SCION_CACHE`, else `XDG_CACHE_HOME`, else `~/.cache`) under a key of
     source, compiler, flags and machine, so that a change of any compiles anew. It is written aside and renamed: two
@@ -30,7 +31,8 @@ def load(source: Path) -> ctypes.CDLL:
     """
     command = compiler()
     key = hashlib.sha256()
-    files = [path.read_bytes() for path in (source, *sorted(source.parent.glob("*.h")))]
+    headers = [header for folder in (source.parent, source.parent.parent) for header in sorted(folder.glob("*.h"))]
+    files = [path.read_bytes() for path in (source, *headers)]
     about = _version(command), " ".join((command, *FLAGS)), platform.platform()
     for part in (*files, *(words.encode() for words in about)):
         key.update(hashlib.sha256(part).digest())

@@ -126,6 +126,7 @@ def _forward(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     chosen = _choose(q, form, backend)
+    window_s, window_l = _within(q, window_s, window_l)
     if chosen == "triton":
         from kernels.simplicial_attention import triton
 
@@ -153,6 +154,7 @@ def _backward(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     chosen = _choose(q, form, backend)
+    window_s, window_l = _within(q, window_s, window_l)
     if chosen == "triton":
         from kernels.simplicial_attention import triton
 
@@ -203,6 +205,11 @@ def _triton_obstacle(q: Tensor, form: str) -> str | None:
     if q.shape[-1] > most:
         return f"heads are {q.shape[-1]} wide, at most {most} fit"
     return None
+
+
+def _within(q: Tensor, *windows: int) -> tuple[int, ...]:
+    """Windows that end with the text, as every backend takes them."""
+    return tuple(min(window, q.shape[1]) for window in windows)
 
 
 def _check(q: Tensor, k1: Tensor, v1: Tensor, k2: Tensor, v2: Tensor, window1: int, window2: int, form: str) -> int:

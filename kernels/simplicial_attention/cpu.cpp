@@ -47,70 +47,10 @@ class Scratch {
 
 }  // namespace
 
-#define LANES 4
-#define NAMESPACE plain
-#include "cpu_kernel.h"
-#include "cpu_backward.h"
-#undef LANES
-#undef NAMESPACE
-
-#if defined(__x86_64__)
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma")
-#endif
-#define LANES 8
-#define NAMESPACE avx2
-#include "cpu_kernel.h"
-#include "cpu_backward.h"
-#undef LANES
-#undef NAMESPACE
-#if defined(__clang__)
-#pragma clang attribute pop
-#pragma clang attribute push(__attribute__((target("avx512f,fma"))), apply_to = function)
-#else
-#pragma GCC pop_options
-#pragma GCC push_options
-#pragma GCC target("avx512f,fma,prefer-vector-width=512")
-#endif
-#define LANES 16
-#define NAMESPACE avx512
-#include "cpu_kernel.h"
-#include "cpu_backward.h"
-#undef LANES
-#undef NAMESPACE
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
-#endif
+#define KERNEL "simplicial_attention/cpu_kernel.h"
+#include "../instruction_sets.h"
 
 namespace {
-
-struct Work {
-  void (*forward)(const Problem&, long, long, long, long, Scratch&);
-  void (*backward)(const Problem&, long, long, long, long, Slab, Scratch&);
-};
-
-// What an instruction set is called from outside: 0 the best there is, else 1 plain, 2 AVX2, 3 AVX-512.
-int best() {
-#if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx512f")) return 3;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 2;
-#endif
-  return 1;
-}
-
-Work work(int set) {
-#if defined(__x86_64__)
-  if (set == 3) return {avx512::forward, avx512::backward};
-  if (set == 2) return {avx2::forward, avx2::backward};
-#endif
-  return {plain::forward, plain::backward};
-}
 
 // Queries that share a slab in the backward pass: fixed by the shapes, so that sums do not depend on the threads. As many
 // as pay for the rows of the windows before them, and no more than keep their heads' rows in the second-level cache.
@@ -138,7 +78,6 @@ void simplicial_forward(const float* q, const float* ks, const float* vs, const 
                         float* lse, long B, long T, long H, long N, long D, long ws, long wl, float scale, int form,
                         int threads, int set) {
   const Problem p{B, T, H, N, D, ws, wl, scale, form, q, ks, vs, kl, vl, out, lse, nullptr, nullptr, nullptr};
-  const Work run = work(set ? set : best());
   const long blocks = (T + QUERIES - 1) / QUERIES;
 #pragma omp parallel num_threads(threads)
   {
@@ -147,7 +86,7 @@ void simplicial_forward(const float* q, const float* ks, const float* vs, const 
     for (long task = 0; task < B * N * blocks; task++) {
       const long begin = task % blocks * QUERIES, pair = task / blocks;
       scratch.restart();
-      run.forward(p, pair / N, pair % N, begin, std::min(T, begin + QUERIES), scratch);
+      DISPATCH(set, forward(p, pair / N, pair % N, begin, std::min(T, begin + QUERIES), scratch))
     }
   }
 }
@@ -158,7 +97,6 @@ void simplicial_backward(const float* grad, const float* delta, const float* q, 
                          float* dkl, float* dvl, float* slabs, long B, long T, long H, long N, long D, long ws, long wl,
                          float scale, int form, int threads, int set) {
   Problem p{B, T, H, N, D, ws, wl, scale, form, q, ks, vs, kl, vl, nullptr, const_cast<float*>(lse), grad, delta, dq};
-  const Work run = work(set ? set : best());
   const long queries = slab_queries(wl, H / N), blocks = (T + queries - 1) / queries;
   const long small = (queries + ws) * D, large = (queries + wl) * D, size = 2 * (small + large);
   const auto slab = [&](long pair, long block) {
@@ -172,7 +110,8 @@ void simplicial_backward(const float* grad, const float* delta, const float* q, 
     for (long task = 0; task < B * N * blocks; task++) {
       const long block = task % blocks, pair = task / blocks, begin = block * queries;
       scratch.restart();
-      run.backward(p, pair / N, pair % N, begin, std::min(T, begin + queries), slab(pair, block), scratch);
+      const long end = std::min(T, begin + queries);
+      DISPATCH(set, backward(p, pair / N, pair % N, begin, end, slab(pair, block), scratch))
     }
     // Row t of a stream is in the slabs of its own block and of those whose windows reach back to it, in this order.
 #pragma omp for schedule(static)

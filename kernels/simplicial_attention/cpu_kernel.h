@@ -251,3 +251,5 @@ static void forward(const Problem& p, long b, long head, long begin, long end, S
 }
 
 }  // namespace NAMESPACE
+
+#include "cpu_backward.h"

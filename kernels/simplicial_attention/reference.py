@@ -1,8 +1,9 @@
 """What 2-simplicial attention means, in PyTorch: the oracle of the fast paths, and what runs where none of them can.
 
 Letters: B rows, T tokens, H query heads, G of which share each of the N key heads, D head width; s and l are the
-streams of the small and of the large window. Arithmetic is in float32, in float64 for float64 tensors. Queries are
-taken in blocks, so that memory is bounded by `budget` scores and never holds [T, window_s, window_l].
+streams of the small and of the large window, which are no longer than the text. Arithmetic is in float32, in float64
+for float64 tensors. Queries are taken in blocks, so that memory is bounded by `budget` scores and never holds
+[T, window_s, window_l].
 """
 
 from __future__ import annotations
@@ -127,15 +128,14 @@ def _blocks(
 ) -> Iterator[_Block]:
     B, T, H, _ = q.shape
     wide, N = _wide(q), ks.shape[2]
-    ws, wl = min(window_s, T), min(window_l, T)
-    step = max(1, min(T, wl, budget // max(1, 2 * B * H * ws * wl)))
-    back = torch.arange(ws, device=q.device)
+    step = max(1, min(T, window_l, budget // max(1, 2 * B * H * window_s * window_l)))
+    back = torch.arange(window_s, device=q.device)
     for begin in range(0, T, step):
         end = min(T, begin + step)
         at = torch.arange(begin, end, device=q.device)[:, None]
-        small, first = at - back, max(0, begin - wl + 1)
+        small, first = at - back, max(0, begin - window_l + 1)
         row = torch.arange(first, end, device=q.device)
-        sees = (row <= at) & (row > at - wl)  # b L
+        sees = (row <= at) & (row > at - window_l)  # b L
         blind = ~(sees[:, None, :] & (small >= 0)[:, :, None])  # b s L
         query = _grouped(q[:, begin:end].to(wide), N)[..., None, :]
         k, v = (x[:, small.clamp(min=0)].to(wide).permute(0, 3, 1, 2, 4)[:, :, :, None] for x in (ks, vs))

@@ -34,7 +34,7 @@ def forward(
     out = torch.empty_like(q)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     _launcher(forward_kernel, H // N, shape["D"], form, _arch(q))[_grid(T, B * N, H // N)](
-        *(q, ks, vs, kl, vl, out, lse, T, scale, min(window_s, T), min(window_l, T), H, N), **shape
+        *(q, ks, vs, kl, vl, out, lse, T, scale, window_s, window_l, H, N), **shape
     )
     return _restored(out, D, form), lse
 
@@ -56,7 +56,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, ks, vs, kl, vl; two calls give the same bits."""
     (B, T, H, D), N = q.shape, ks.shape[2]
-    G, ws, wl = H // N, min(window_s, T), min(window_l, T)
+    G, ws, wl = H // N, window_s, window_l
     shape = shapes(q, N, form)
     grad, q, ks, vs, kl, vl, out = (_plain(x, form) for x in (grad, q, ks, vs, kl, vl, out))
     grad_lse = grad_lse.contiguous()

@@ -41,61 +41,8 @@ inline void largest(const float* x, bool relu, float* values, uint8_t* nibble) {
 
 }  // namespace
 
-#define LANES 4
-#define NAMESPACE plain
-#include "cpu_kernel.h"
-#undef LANES
-#undef NAMESPACE
-
-#if defined(__x86_64__)
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma")
-#endif
-#define LANES 8
-#define NAMESPACE avx2
-#include "cpu_kernel.h"
-#undef LANES
-#undef NAMESPACE
-#if defined(__clang__)
-#pragma clang attribute pop
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,fma"))), apply_to = function)
-#else
-#pragma GCC pop_options
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,fma,prefer-vector-width=512")
-#endif
-#define LANES 16
-#define NAMESPACE avx512
-#include "cpu_kernel.h"
-#undef LANES
-#undef NAMESPACE
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
-#endif
-
-namespace {
-
-int best() {
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw")) return 3;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 2;
-#endif
-  return 1;
-}
-
-int chosen(int asked) {
-  const int most = best();
-  return asked == 0 || asked > most ? most : asked;
-}
-
-}  // namespace
+#define KERNEL "sparse_relu2/cpu_kernel.h"
+#include "../instruction_sets.h"
 
 extern "C" {
 
@@ -117,21 +64,10 @@ void sparse_relu2_compress(const float* x, float* values, uint8_t* metadata, lon
     }
 }
 
-#if defined(__x86_64__)
-#define DISPATCH(call)                \
-  switch (chosen(set)) {              \
-    case 3: avx512::call; break;      \
-    case 2: avx2::call; break;        \
-    default: plain::call;             \
-  }
-#else
-#define DISPATCH(call) plain::call;
-#endif
-
 // out [M, N] = the compressed [M, K] times dense [K, N]; zeros among the kept values are not multiplied either.
 void sparse_relu2_matmul(const float* values, const uint8_t* metadata, const float* dense, float* out, long M, long K,
                          long N, int threads, int set) {
-  DISPATCH(matmul(values, metadata, dense, out, M, K, N, threads))
+  DISPATCH(set, matmul(values, metadata, dense, out, M, K, N, threads))
 }
 
 // The nonzero activations of h [F]: their places and values; returns how many. relu2: positive ones, squared.
@@ -149,7 +85,7 @@ long sparse_relu2_nonzeros(const float* h, int32_t* places, float* values, long 
 // out [D] = sum over the n places of values * down[place, :]; down [F, D] is float32 or bfloat16.
 void sparse_relu2_skip_rows(const int32_t* places, const float* values, long n, const void* down, float* out, long D,
                             int bfloat16, int threads, int set) {
-  DISPATCH(skip_rows(places, values, n, down, out, D, bfloat16, threads))
+  DISPATCH(set, skip_rows(places, values, n, down, out, D, bfloat16, threads))
 }
 
 }  // extern "C"

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kernels.compiler import load, why_not
+from kernels.compiler import why_not
+from kernels.library import POINTER, REAL, declared
 from kernels.token_step.reference import Norm
 
 SOURCE = Path(__file__).with_name("cpu.cpp")
@@ -173,13 +174,16 @@ def _wide(x: Tensor) -> Tensor:
 
 @functools.cache
 def _library() -> ctypes.CDLL:
-    library = load(SOURCE)
-    p, real, size, flag = ctypes.c_void_p, ctypes.c_float, ctypes.c_int64, ctypes.c_int32
-    tail = [flag, flag]
-    library.self_attention_step.argtypes = [p, p, real, *[p] * 6, size, p, p, size, p, size, p, p, *[size] * 5, *tail]
-    library.cross_attention_step.argtypes = [p, p, real, p, p, real, p, real, p, p, size, p, p, p, *[size] * 5, *tail]
-    library.swiglu_step.argtypes = [p, p, real, p, p, p, real, p, p, size, size, size, *tail]
-    library.head_step.argtypes = [p, p, real, p, p, p, size, size, size, *tail]
-    for name in ("self_attention_step", "cross_attention_step", "swiglu_step", "head_step"):
-        getattr(library, name).restype = None
-    return library
+    p, real, size, tail = POINTER, REAL, ctypes.c_int64, [ctypes.c_int32] * 2
+    return declared(
+        SOURCE,
+        {
+            "self_attention_step": ([p, p, real, *[p] * 6, size, p, p, size, p, size, p, p, *[size] * 5, *tail], None),
+            "cross_attention_step": (
+                [p, p, real, p, p, real, p, real, p, p, size, p, p, p, *[size] * 5, *tail],
+                None,
+            ),
+            "swiglu_step": ([p, p, real, p, p, p, real, p, p, size, size, size, *tail], None),
+            "head_step": ([p, p, real, p, p, p, size, size, size, *tail], None),
+        },
+    )

@@ -46,6 +46,20 @@ def test_another_source_is_another_library(source: Path, tmp_path: Path) -> None
     assert len(_made(tmp_path)) == 2
 
 
+@pytest.mark.parametrize("folder", [".", ".."])
+def test_another_header_beside_the_source_or_above_it_is_another_library(
+    source: Path, tmp_path: Path, folder: str
+) -> None:
+    header = source.parent / folder / "number.h"
+    header.write_text("#define NUMBER 41\n")
+    source.write_text(f'#include "{folder}/number.h"\n' + SOURCE.replace("41", "NUMBER"))
+    assert compiler.load(source).answer() == 42
+    header.write_text("#define NUMBER 6\n")
+    compiler.load.cache_clear()
+    assert compiler.load(source).answer() == 7
+    assert len(_made(tmp_path)) == 2
+
+
 def test_a_library_that_was_cut_short_is_made_again(source: Path, tmp_path: Path) -> None:
     # In another process: this one must not have the library open while it is being cut.
     call = "import sys, pathlib; from kernels import compiler; print(compiler.load(pathlib.Path(sys.argv[1])).answer())"
