@@ -42,13 +42,14 @@ def _attention(arch: int, G: int, D: int, form: str) -> Iterable[Build]:
     ):
         for tile in ours.tiles(name, G, width, form, arch):
             cut = ours.cut(tile, G)
+            ahead = "" if tile.stages == 2 else f" {tile.stages} stages"
             yield Build(
-                name=f"{name} G{G} D{D} {cut['BP']}x{cut['BG']}x{tile.keys}{' det' if form == 'determinant' else ''}",
+                name=f"{name} G{G} D{D} {cut['BP']}x{cut['BG']}x{tile.keys}{ahead}{' det' * (form == 'determinant')}",
                 kernel=kernel,
                 signature=SIGNATURE,
                 constants={"G": G, "D": width, "THIRD": third, "PRECISION": "tf32", **cut},
                 warps=tile.warps,
-                stages=2,
+                stages=tile.stages,
                 aligned=(*_HALVES, *_WIDES),
                 loop_flop=2.0 * len(dots) * tile.rows * tile.keys * width,
                 loop_mma=_steps(name, dots, tile, width),
@@ -76,7 +77,7 @@ def _limits(name: str, arch: int, G: int, D: int, form: str, keys: int) -> Limit
         return Limits()
     if name == "forward":
         wide = D == 128
-        turns = keys // 64
+        turns = max(1, keys // 64)
         return Limits(
             mma_ratio=1.02,
             spills=0,

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from kernels.simplicial_attention.triton_backward import (
     small_grad_kernel,
 )
 from kernels.simplicial_attention.triton_forward import forward_kernel
+from kernels.tuning import tuned
 
 
 def forward(
@@ -68,7 +69,7 @@ def backward(
     _launcher(query_grad_kernel, G, shape["D"], form, _arch(q))[_grid(T, B * N, G)](
         *given, dq, T, scale, ws, wl, H, N, **shape
     )
-    # The tile is part of the buffers' shape, so that it is not tuned but told.
+    # A tile's keys are part of the buffers' shape, so that they are not tuned but told.
     keys = key_tile(G, shape["D"], form, _arch(q)).keys
     count, width = triton.cdiv(T, keys), keys + ws + wl - 2
     dkl, dvl = (torch.zeros(kl.shape, dtype=torch.float32, device=q.device) for _ in range(2))
@@ -119,6 +120,8 @@ class Tile:
     warps: int
     heads: int = 64
     """The most heads a tile; what is left of its rows is filled with queries."""
+    stages: int = 2
+    """Turns of a loop that loads run ahead of the arithmetic."""
 
 
 def tiles(kernel: str, G: int, width: int, form: str, arch: int) -> list[Tile]:
@@ -132,15 +135,24 @@ def tiles(kernel: str, G: int, width: int, form: str, arch: int) -> list[Tile]:
     if arch == 0:
         return [Tile(rows=16, keys=16, warps=4)]
     if kernel == "forward":
-        return [Tile(rows=64, keys=32 if determinant else 64, warps=4)]
+        first = Tile(rows=64, keys=32 if determinant else 64, warps=4)
+        return [first, *_others(first, determinant)]
     if kernel == "query_grad":
         rows = 32 if determinant and arch < 90 and width > 64 else 64
-        return [Tile(rows=rows, keys=32 if determinant or arch < 90 else 64, warps=4)]
-    return [key_tile(G, width, form, arch)]
+        first = Tile(rows=rows, keys=32 if determinant or arch < 90 else 64, warps=4)
+        return [first, *_others(first, determinant)]
+    first = key_tile(G, width, form, arch)
+    return [first, replace(first, stages=3)]
+
+
+def _others(first: Tile, determinant: bool) -> list[Tile]:
+    """Loads a turn further ahead, and half as many keys, which leaves room for more blocks."""
+    others = [replace(first, stages=3)]
+    return others if determinant or first.keys < 64 else [*others, replace(first, keys=first.keys // 2)]
 
 
 def key_tile(G: int, width: int, form: str, arch: int) -> Tile:
-    """The tile of `key_grad_kernel`: its keys are part of buffers' shapes, so that there is one."""
+    """The tile of `key_grad_kernel`: its keys are part of buffers' shapes, so that all that are tried have as many."""
     if arch == 0:
         return Tile(rows=16, keys=16, warps=4)
     # With few heads a tile of consecutive queries of one head needs fewer addresses than one of both.
@@ -162,10 +174,17 @@ def cut(tile: Tile, G: int) -> dict[str, int]:
 def _launcher(kernel: Any, G: int, width: int, form: str, arch: int) -> Any:
     name = kernel.__name__.removesuffix("_kernel")
     configurations = [
-        triton.Config(cut(tile, G), num_warps=tile.warps, num_stages=2) for tile in tiles(name, G, width, form, arch)
+        triton.Config(cut(tile, G), num_warps=tile.warps, num_stages=tile.stages)
+        for tile in tiles(name, G, width, form, arch)
     ]
-    keys = ["D", "G", "THIRD", "window_s", "window_l"]
-    return triton.autotune(configurations, key=keys, cache_results=True)(kernel)
+    return tuned(
+        kernel,
+        configurations,
+        key=("D", "G", "THIRD", "window_s", "window_l"),
+        # A tile of more keys than the window has would mostly be masked.
+        fits=lambda cut, call: cut["BN"] < 2 * call["window_l"],
+        added_to=("DKL", "DVL") if name == "key_grad" else (),
+    )
 
 
 def _arch(q: Tensor) -> int:
