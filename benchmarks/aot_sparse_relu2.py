@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 
 from benchmarks.kernels_aot import Build, Limits
@@ -25,47 +26,56 @@ ALIGNED = tuple(SIGNATURE)
 def builds(arch: int) -> Iterable[Build]:
     """Compression in every layout, both ways at once, its gradient, and the two of decoding."""
     common = {"WIDE": False, "INTERPRET": False}
-    for layout, number in ours._LAYOUTS.items():
-        for relu2 in (True, False):
-            yield Build(
-                name=f"compress {layout} {'relu2' if relu2 else 'plain'} {ours.ROWS}x{ours.COLUMNS}",
-                kernel=ours.compress_kernel,
-                signature=SIGNATURE | {"META": "*i16" if layout == "sm80" else "*u8"},
-                constants=common | {"RELU2": relu2, "LAYOUT": number, "BR": ours.ROWS, "BC": ours.COLUMNS},
-                warps=ours.WARPS,
-                stages=1,
-                aligned=ALIGNED,
-                elements=ours.ROWS * ours.COLUMNS,
-                # The promise is the fused one's; signs cost the plain one more.
-                limits=Limits(spills=0, per_element=PER_ELEMENT if relu2 else None),
-            )
+    for (layout, number), relu2, (rows, columns, warps) in itertools.product(
+        ours._LAYOUTS.items(), (True, False), ours.BLOCKS
+    ):
+        yield Build(
+            name=f"compress {layout} {'relu2' if relu2 else 'plain'} {rows}x{columns}",
+            kernel=ours.compress_kernel,
+            signature=SIGNATURE | {"META": "*i16" if layout == "sm80" else "*u8"},
+            constants=common | {"RELU2": relu2, "LAYOUT": number, "BR": rows, "BC": columns},
+            warps=warps,
+            stages=1,
+            aligned=ALIGNED,
+            elements=rows * columns,
+            # The promise is the fused one's; signs cost the plain one more.
+            limits=Limits(spills=0, per_element=PER_ELEMENT if relu2 else None),
+        )
     both = common | {"BR": ours.SIDE, "BC": ours.SIDE}
-    for name, kernel, more in (
-        ("both ways", ours.pack_kernel, {"MASKED": True}),
-        ("gradient both ways", ours.gradient_kernel, {}),
+    for (name, kernel, more), warps in itertools.product(
+        (("both ways", ours.pack_kernel, {"MASKED": True}), ("gradient both ways", ours.gradient_kernel, {})),
+        ours.SIDE_WARPS,
     ):
         yield Build(
             name=f"{name} {ours.SIDE}x{ours.SIDE}",
             kernel=kernel,
             signature=SIGNATURE,
             constants=both | more,
-            warps=ours.WARPS,
+            warps=warps,
             stages=1,
             aligned=ALIGNED,
             elements=ours.SIDE**2,
             limits=Limits(spills=0),
         )
     decode = SIGNATURE | {"VALUES": "*fp32"}
-    for name, kernel, constants in (
-        ("skip_rows list", triton_decode.compact_kernel, {"RELU2": True, "BF": 1024}),
-        ("skip_rows product", triton_decode.gather_kernel, {"SPLIT": triton_decode.SPLITS, "BR": 8, "BD": 128}),
+    for name, kernel, constants, warps in (
+        ("skip_rows list", triton_decode.compact_kernel, {"RELU2": True, "BF": 1024}, 4),
+        *(
+            (
+                f"skip_rows product {rows}x{columns}",
+                triton_decode.gather_kernel,
+                {"SPLIT": triton_decode.SPLITS, "BR": rows, "BD": columns},
+                warps,
+            )
+            for rows, columns, warps in triton_decode.BLOCKS
+        ),
     ):
         yield Build(
             name=name,
             kernel=kernel,
             signature=decode,
             constants=constants,
-            warps=4,
+            warps=warps,
             stages=1,
             aligned=ALIGNED,
             limits=Limits(spills=0),

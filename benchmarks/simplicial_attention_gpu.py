@@ -1,4 +1,4 @@
-"""The Triton kernels of 2-simplicial attention timed on a GPU, beside FlexAttention, flash attention and the card's peak.
+"""The Triton kernels of 2-simplicial attention timed on a GPU, beside FlexAttention, flash attention and the peak.
 
     python benchmarks/simplicial_attention.py --gpu      # needs a GPU; never run so far
 

@@ -12,6 +12,9 @@ relu^2, which counts as negative: NVIDIA's own arithmetic makes NaN without it.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false, reportAssignmentType=false
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -19,12 +22,13 @@ from torch import Tensor
 
 from kernels.backend import interpreted
 from kernels.sparse_relu2.packed import Packed, counters
+from kernels.tuning import tuned
 
-ROWS, COLUMNS, WARPS = 32, 128, 4
-"""A block of the one-way compression."""
+BLOCKS = ((32, 128, 4), (32, 256, 4), (64, 128, 8), (32, 128, 2))
+"""Rows, columns and warps of a block of the one-way compression: what is tried on a GPU, the most promising first."""
 
-SIDE = 32
-"""Rows and columns of a block that is compressed both ways."""
+SIDE, SIDE_WARPS = 32, (4, 2, 8)
+"""Rows and columns of a block that is compressed both ways (part of buffers' shapes), and warps that are tried."""
 
 _LAYOUTS = {"dense": 0, "sm80": 1, "sm90": 2}
 
@@ -286,6 +290,14 @@ def gradient_kernel(
     _store_turned(spread, TURNED, TURNED_META, r0, c0, M, K, False, GRAD.dtype.element_ty, WIDE, INTERPRET, BR, BC)
 
 
+@functools.cache
+def _launcher(kernel: Any) -> Any:
+    blocks = BLOCKS if kernel is compress_kernel else tuple((SIDE, SIDE, warps) for warps in SIDE_WARPS)
+    configurations = [triton.Config({"BR": rows, "BC": columns}, num_warps=warps) for rows, columns, warps in blocks]
+    # Rows come and go with the batch: a pick for a width serves them all.
+    return tuned(kernel, configurations, key=("K", "WIDE", "LAYOUT", "RELU2", "MASKED"))
+
+
 def compress(x: Tensor, layout: str, activation: str | None) -> tuple[Tensor, Tensor]:
     """As reference.compress, with the metadata in its layout."""
     if x.stride(1) != 1:
@@ -298,15 +310,12 @@ def compress(x: Tensor, layout: str, activation: str | None) -> tuple[Tensor, Te
         "sm90": ((M * K // 8,), torch.uint8),
     }[layout]
     metadata = torch.empty(shape, dtype=dtype, device=x.device)
-    compress_kernel[(triton.cdiv(M, ROWS), triton.cdiv(K, COLUMNS))](
+    _launcher(compress_kernel)[lambda cut: (triton.cdiv(M, cut["BR"]), triton.cdiv(K, cut["BC"]))](
         *(x, values, metadata, M, K, x.stride(0)),
         RELU2=activation == "relu2",
         LAYOUT=_LAYOUTS[layout],
         WIDE=x.dtype == torch.float32,
         INTERPRET=interpreted(),
-        BR=ROWS,
-        BC=COLUMNS,
-        num_warps=WARPS,
     )
     return values, metadata
 
@@ -321,14 +330,11 @@ def pack(h: Tensor, real: int, keep_mask: bool) -> Packed:
     turned_metadata = h.new_empty(K, M // 8, dtype=torch.uint8)
     counts = h.new_empty(grid[0], K, dtype=torch.int32)
     sums = h.new_empty(grid[0] * grid[1], 3, dtype=torch.float32)
-    pack_kernel[grid](
+    _launcher(pack_kernel)[grid](
         *(h, kept, metadata, turned, turned_metadata, counts, sums, M, K),
         MASKED=keep_mask,
         WIDE=h.dtype == torch.float32,
         INTERPRET=interpreted(),
-        BR=SIDE,
-        BC=SIDE,
-        num_warps=WARPS,
     )
     number, (violating, energy, remaining) = counts.sum(0, dtype=torch.int32), sums.sum(0)
     return Packed(
@@ -342,12 +348,9 @@ def pack_gradient(grad: Tensor, kept: Tensor, metadata: Tensor) -> tuple[Tensor,
     M, K = grad.shape
     values, turned = grad.new_empty(M, K // 2), grad.new_empty(K, M // 2)
     turned_metadata = grad.new_empty(K, M // 8, dtype=torch.uint8)
-    gradient_kernel[(triton.cdiv(M, SIDE), triton.cdiv(K, SIDE))](
+    _launcher(gradient_kernel)[(triton.cdiv(M, SIDE), triton.cdiv(K, SIDE))](
         *(grad.contiguous(), kept, metadata, values, turned, turned_metadata, M, K),
         WIDE=grad.dtype == torch.float32,
         INTERPRET=interpreted(),
-        BR=SIDE,
-        BC=SIDE,
-        num_warps=WARPS,
     )
     return values, turned, turned_metadata

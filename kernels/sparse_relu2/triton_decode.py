@@ -8,13 +8,21 @@ how many rows are active; at full density the same bytes are read as by a dense 
 # pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.tuning import tuned
+
 SPLITS = 16
 """Programs that share a block of columns, each with a part of the list."""
+
+BLOCKS = ((8, 128, 4), (16, 128, 4), (8, 256, 4), (16, 64, 2))
+"""Rows read at once, columns and warps: what is tried on a GPU, the most promising first."""
 
 
 @triton.jit
@@ -53,6 +61,12 @@ def gather_kernel(PLACES, VALUES, COUNT, DOWN, PARTS, F, D, SPLIT: tl.constexpr,
     tl.store(PARTS + (b * SPLIT + part) * D + d, out, mask=d < D)
 
 
+@functools.cache
+def _launcher() -> Any:
+    configurations = [triton.Config({"BR": rows, "BD": columns}, num_warps=warps) for rows, columns, warps in BLOCKS]
+    return tuned(gather_kernel, configurations, key=("F", "D"))
+
+
 def skip_rows(h: Tensor, down: Tensor, activation: str | None) -> Tensor:
     """As reference.skip_rows, summed in float32."""
     (B, F), D = h.shape, down.shape[1]
@@ -62,6 +76,7 @@ def skip_rows(h: Tensor, down: Tensor, activation: str | None) -> Tensor:
     count = torch.empty(B, dtype=torch.int32, device=h.device)
     parts = torch.empty(B, SPLITS, D, dtype=torch.float32, device=h.device)
     compact_kernel[(B,)](h, places, values, count, F, RELU2=activation == "relu2", BF=1024, num_warps=4)
-    grid = (triton.cdiv(D, 128), SPLITS, B)
-    gather_kernel[grid](places, values, count, down, parts, F, D, SPLIT=SPLITS, BR=8, BD=128, num_warps=4)
+    _launcher()[lambda cut: (triton.cdiv(D, cut["BD"]), SPLITS, B)](
+        places, values, count, down, parts, F, D, SPLIT=SPLITS
+    )
     return parts.sum(1).to(h.dtype)
