@@ -12,6 +12,7 @@ On a GPU nothing of this was ever timed.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -25,11 +26,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.library import addresses
 from kernels.sparse_relu2 import cpu, skip_rows
 
 OUT = Path("docs/results/bench_sparse_relu2.json")
 BARS = {"down_0.9": 8.0, "down_0.95": 16.0, "feed_forward_0.95": 1.7}
 """What the project promises in the better of float32 and bfloat16, with two threads: best dense time over ours."""
+
+ZEROS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 
 DENSE = ("linear", "transposed", "own_dense")
 
@@ -53,14 +57,15 @@ def measure_down(width: int, D: int, dtype: torch.dtype, zeros: float, rounds: i
     squares, full_squares = [h.relu().square() for h in hs], [h.square() for h in full]
     offset = torch.zeros(1, dtype=torch.long)
 
-    def own_dense(i: int, j: int) -> Tensor:
-        out, wide = torch.empty(1, D), full_squares[j].float()
+    def own(square: Tensor, weight: Tensor) -> Tensor:
+        """Our C++ whatever the density."""
+        out, wide = torch.empty(1, D), square.float()
         places, values = torch.empty(width, dtype=torch.int32), torch.empty(width)
         library = cpu._library()
-        n = library.sparse_relu2_nonzeros(wide.data_ptr(), places.data_ptr(), values.data_ptr(), width, 0)
+        n = library.sparse_relu2_nonzeros(*addresses(wide, places, values), width, 0)
         library.sparse_relu2_skip_rows(
-            *(places.data_ptr(), values.data_ptr(), n, turned[i].data_ptr(), out.data_ptr(), D),
-            *(int(dtype == torch.bfloat16), torch.get_num_threads(), 0),
+            *(*addresses(places, values), n, *addresses(weight, out), D, int(dtype == torch.bfloat16)),
+            *(torch.get_num_threads(), 0),
         )
         return out
 
@@ -72,7 +77,8 @@ def measure_down(width: int, D: int, dtype: torch.dtype, zeros: float, rounds: i
         "ours": lambda i, j: skip_rows(hs[j], turned[i], "relu2", backend="cpu"),
         "linear": lambda i, j: F.linear(squares[j], plain[i]),
         "transposed": lambda i, j: squares[j] @ turned[i],
-        "own_dense": own_dense,
+        "own_dense": lambda i, j: own(full_squares[j], turned[i]),
+        "own_skipping": lambda i, j: own(squares[j], turned[i]),
         "embedding_bag": bag,
     }
     exact = squares[0].double() @ turned[0].double()
@@ -121,7 +127,7 @@ def record(width: int, D: int, rounds: int, copies: int, command: str) -> dict[s
     load, runs, ratio = os.getloadavg()[0], {}, {}
     for dtype in (torch.float32, torch.bfloat16):
         name = str(dtype).removeprefix("torch.")
-        for zeros in (0.5, 0.8, 0.9, 0.95):
+        for zeros in ZEROS:
             runs[f"down_{zeros}_{name}"] = measure_down(width, D, dtype, zeros, rounds, copies)
             print(f"down {name} {zeros}: {runs[f'down_{zeros}_{name}']}", flush=True)
         runs[f"feed_forward_0.95_{name}"] = measure_whole(width, D, dtype, 0.95, rounds, copies)
@@ -139,13 +145,32 @@ def record(width: int, D: int, rounds: int, copies: int, command: str) -> dict[s
             f"{key}_{peer}": 1 / seconds
             for key, run in runs.items()
             for peer, seconds in run["seconds"].items()
-            if peer != "ours"
+            if peer not in ("ours", "own_skipping")
         },
         "ratio": ratio,
         "best": best,
         "bars": BARS,
+        "break_even_density": {name: break_even(runs, name) for name in ("float32", "bfloat16")},
         "runs": runs,
     }
+
+
+def break_even(runs: dict[str, Any], dtype: str) -> float:
+    """The density up to which skipping rows beats the best dense product: `cpu.DENSE_ABOVE` on this machine.
+
+    Between two measured densities the ratio is taken to be straight; an end of the scale where it never crosses 1.
+    """
+    points = []
+    for zeros in ZEROS:
+        seconds = runs[f"down_{zeros}_{dtype}"]["seconds"]
+        points.append((1 - zeros, min(seconds[name] for name in DENSE) / seconds["own_skipping"]))
+    points.sort()
+    if points[0][1] < 1:
+        return 0.0
+    for (low, above), (high, below) in itertools.pairwise(points):
+        if below < 1:
+            return round(low + (high - low) * (above - 1) / (above - below), 3)
+    return points[-1][0]
 
 
 def _machine(load: float) -> str:
@@ -171,6 +196,7 @@ def main() -> None:
         OUT.parent.mkdir(parents=True, exist_ok=True)
         OUT.write_text(json.dumps(found, indent=2) + "\n")
     print(found["machine"])
+    print(f"skipping pays up to a density of {found['break_even_density']}; cpu.DENSE_ABOVE is {cpu.DENSE_ABOVE}")
     for name, bar in BARS.items():
         print(
             f"{name:<20}{found['best'][name]:>7.2f}x   bar {bar}: {'met' if found['best'][name] >= bar else 'MISSED'}"
