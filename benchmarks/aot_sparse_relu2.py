@@ -30,7 +30,7 @@ def builds(arch: int) -> Iterable[Build]:
         ours._LAYOUTS.items(), (True, False), ours.BLOCKS
     ):
         yield Build(
-            name=f"compress {layout} {'relu2' if relu2 else 'plain'} {rows}x{columns}",
+            name=f"compress {layout} {'relu2' if relu2 else 'plain'} {rows}x{columns} {warps}w",
             kernel=ours.compress_kernel,
             signature=SIGNATURE | {"META": "*i16" if layout == "sm80" else "*u8"},
             constants=common | {"RELU2": relu2, "LAYOUT": number, "BR": rows, "BC": columns},
@@ -47,7 +47,7 @@ def builds(arch: int) -> Iterable[Build]:
         ours.SIDE_WARPS,
     ):
         yield Build(
-            name=f"{name} {ours.SIDE}x{ours.SIDE}",
+            name=f"{name} {ours.SIDE}x{ours.SIDE} {warps}w",
             kernel=kernel,
             signature=SIGNATURE,
             constants=both | more,

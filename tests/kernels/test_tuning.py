@@ -33,11 +33,12 @@ def test_what_does_not_fit_a_call_is_not_tried_and_something_always_is() -> None
     code = (
         "from tests.kernels.test_tuning import LISTED, compress_kernel, tuned\n"
         "kernel = tuned(compress_kernel, LISTED, key=('K',), fits=lambda cut, call: cut['BC'] <= call['K'])\n"
-        "print([[one.kwargs['BC'] for one in kernel.early_config_prune(kernel.configs, {'K': K})] for K in (300, 128, 8)])"
+        "for K in (300, 128, 8):\n"
+        "    print([one.kwargs['BC'] for one in kernel.early_config_prune(kernel.configs, {'K': K})])"
     )
     clean = os.environ | {"TRITON_INTERPRET": "0", "PYTHONPATH": str(ROOT)}
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=clean, check=True, cwd=ROOT)
-    assert told.stdout.strip() == "[[64, 128, 256], [64, 128], [64]]"
+    assert told.stdout.split("\n")[:3] == ["[64, 128, 256]", "[64, 128]", "[64]"]
 
 
 def test_the_interpreter_takes_the_first() -> None:
