@@ -27,7 +27,7 @@ from kernels.tuning import tuned
 BLOCKS = ((32, 128, 4), (32, 256, 4), (64, 128, 8), (32, 128, 2))
 """Rows, columns and warps of a block of the one-way compression: what is tried on a GPU, the most promising first."""
 
-SIDE, SIDE_WARPS = 32, (4, 2, 8)
+SIDE, SIDE_WARPS = 32, (2, 1, 4)
 """Rows and columns of a block that is compressed both ways (part of buffers' shapes), and warps that are tried."""
 
 _LAYOUTS = {"dense": 0, "sm80": 1, "sm90": 2}

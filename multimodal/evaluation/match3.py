@@ -19,9 +19,9 @@ from torch import Tensor
 class Match3:
     """The task: tokens 1 .. 2^bits - 1, windows that include the token itself."""
 
-    bits: int = 5
-    window1: int = 8
-    window2: int = 8
+    bits: int = 4
+    window1: int = 6
+    window2: int = 6
 
     def __post_init__(self) -> None:
         if not 1 <= self.bits <= 16 or min(self.window1, self.window2) < 1:
