@@ -28,7 +28,7 @@ embeddings, whose directions alone decide which is nearest: six times as long as
 
 
 class Reading(nn.Module):
-    """A speech adapter and what its rows are read with: the frozen embeddings of pieces, and that of a pause."""
+    """A speech adapter and what its rows are read with: the frozen embeddings of pieces, and a pause that learns."""
 
     def __init__(
         self, adapter: SpeechAdapter, encoder: nn.Module, text: TextBackbone, tokenizer: Tokenizer, pieces: Pieces
@@ -39,8 +39,7 @@ class Reading(nn.Module):
         self.table: Tensor
         table = text.model.embed_tokens.weight.detach()[torch.tensor(pieces.tokens)].float()
         self.register_buffer("table", table, persistent=False)
-        self.pause: Tensor
-        self.register_buffer("pause", _pause(text, tokenizer, pieces), persistent=False)
+        self.pause = nn.Parameter(table.mean(0))
         # So sharp that two tokens which lie as far apart as most do are told apart.
         self.sharpness = nn.Parameter(torch.tensor(math.log(16.0 / float(table.var(0).sum()))))
         self.bias = nn.Parameter(torch.zeros(len(pieces.tokens) + 1))
@@ -77,18 +76,6 @@ class Reading(nn.Module):
         scores, _, counts = self(batch)
         said = [torch.unique_consecutive(one).tolist() for one in scores.argmax(-1).split(counts)]
         return [self.pieces.text(piece - 1 for piece in row if piece) for row in said]
-
-
-def _pause(text: TextBackbone, tokenizer: Tokenizer, pieces: Pieces) -> Float[Tensor, "D"]:
-    """What stands between the pieces: the space, where that is a token and no piece, or the mean of all embeddings.
-
-    The text model is to read through it. With one to four of them between tokens, SmolLM2-135M copies a line at 2.8
-    nats a token where they are spaces, 3.1 to 3.7 where they are stops, commas, new lines or zeros, 4.5 where they are
-    the mean; without any, at 1.1.
-    """
-    table = text.model.embed_tokens.weight.detach().float()
-    space = tokenizer.encode(" ")
-    return table[space[0]].clone() if len(space) == 1 and space[0] not in pieces.tokens else table.mean(0)
 
 
 def reading_loss(model: Reading, batch: Batch) -> tuple[Float[Tensor, ""], int]:

@@ -263,7 +263,7 @@ def read_first(run: Run) -> None:
     ]
     training = replace(
         config.training,
-        learns=((r"sharpness|bias", 1.0), (r"adapter\.delimiters", 0.0), *renamed),
+        learns=((r"pause|sharpness|bias", 1.0), (r"adapter\.delimiters", 0.0), *renamed),
         steps=config.start.steps,
         learning_rate=config.start.learning_rate,
         warm_up=config.start.warm_up,
