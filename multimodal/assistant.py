@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from encoders.sound import RATE, is_silent
-from multimodal.batch import Batch
+from multimodal.batch import NO_TARGET, Batch
 from multimodal.checkpoint import (
     PARTS,
     ImageParts,
@@ -130,6 +131,19 @@ class Assistant:
         """
         batch = self.prepared([prompt], raw=raw)
         return batch.tokens[0], self.model(batch, every_position=True)[0]
+
+    @torch.no_grad()
+    def likelihoods(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> Float[Tensor, "n"]:
+        """How likely each answer is after its prompt, as it stands: the mean log-probability (nats) of its tokens.
+
+        The end-of-text after the answer is one of them.
+        """
+        rows = [self._prompts.raw(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+        batch = self.media.batch(rows)
+        asked = batch.targets != NO_TARGET
+        nats = -F.cross_entropy(self.model(batch).float(), batch.targets[asked], reduction="none")
+        row = asked.nonzero()[:, 0]
+        return nats.new_zeros(len(rows)).index_add(0, row, nats) / asked.sum(-1)
 
     def detach(self) -> TextBackbone:
         """The plain text model, as it was before anything was attached."""

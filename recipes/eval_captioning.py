@@ -26,7 +26,7 @@ from multimodal.checkpoint import read_settings
 from multimodal.data.feature_cache import FeatureCache
 from multimodal.evaluation import Exchange, Result, evaluate, text_unchanged
 from multimodal.evaluation.captioning_report import Tested, write_captioning_report
-from multimodal.evaluation.pictures import Sample, nearest, read_samples, say
+from multimodal.evaluation.pictures import Sample, likelihoods, nearest, read_samples, say
 from multimodal.fingerprint import fingerprint
 
 _KIT = "downloads/shards"
@@ -52,6 +52,8 @@ class Config:
         f"captioning_sprites={_KIT}/scenes-sprites",
     )
     """name=shards, one entry a test; results are written to eval_<name>.json."""
+    likelihoods: tuple[str, ...] = ("captioning_unseen",)
+    """Tests of which it is also measured how likely the true caption is."""
     most: int = 0
     """Samples of each test at most; 0: all."""
     publish: str = ""
@@ -91,6 +93,7 @@ def main(config: Config) -> None:
             slots=[slot for slot in slots if slot] if all(slots) else None,
             controls={"wrong_medium": said.wrong_medium, "no_medium": said.no_medium},
             baselines={"nearest_neighbour": near} if len(cache) else {},
+            likelihoods=likelihoods(assistant, samples) if name in config.likelihoods else None,
             cost={
                 "train_seconds": training["train_seconds"],
                 "eval_seconds": round(time.monotonic() - began, 1),
@@ -149,10 +152,9 @@ def table(result: Result) -> str:
     ]
     for name, value in result.metrics.items():
         low, high = result.interval[name]
-        figures = [{**result.controls, **result.baselines}[other][name] for other in others]
-        lines.append(
-            f"{name:18}{value:8.3f}  [{low:.3f}, {high:.3f}]   " + "".join(f"{figure:19.3f}" for figure in figures)
-        )
+        figures = [{**result.controls, **result.baselines}[other].get(name) for other in others]
+        cells = "".join(f"{'':19}" if figure is None else f"{figure:19.3f}" for figure in figures)
+        lines.append(f"{name:18}{value:8.3f}  [{low:.3f}, {high:.3f}]   {cells}")
     return "\n".join(lines)
 
 

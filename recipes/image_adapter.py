@@ -102,14 +102,14 @@ _DEMO = Config(
     ),
     data=PictureData(
         train=(f"{_KIT}/train", f"{_KIT}/train-cartoons", f"{_KIT}/scenes"),
-        weights=(0.2, 0.2, 0.6),
+        weights=(0.15, 0.15, 0.7),
         start=(f"{_KIT}/train", f"{_KIT}/train-cartoons", f"{_KIT}/scenes-start"),
         batch=32,
         cache="runs/features",
     ),
     training=TrainingConfig(
         learns=(*((rf"adapters\.image\.{name}", 0.0) for name in _FROZEN), (r"adapters\.image\..*", 1.0)),
-        steps=330,
+        steps=350,
         learning_rate=2e-3,
         warm_up=10,
         floor=0.03,

@@ -31,7 +31,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, Literal
 
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from multimodal.data.sentences import COUNTS, RELATIONS, SIZES, Slots, sentence, singular
 from multimodal.data.shards import write_shard
@@ -39,10 +39,19 @@ from multimodal.data.shards import write_shard
 Split = Literal["train", "combinations", "backgrounds", "sprites"]
 SPLITS: tuple[Split, ...] = ("train", "combinations", "backgrounds", "sprites")
 
-HUES = {"blue": (70, 120, 225), "green": (75, 165, 75), "red": (215, 75, 75), "gray": (135, 135, 135)}
-TONES = ("light", "dark", "striped")
-HELD_OUT_BACKGROUNDS = ("light green", "dark red", "striped blue")
-"""One of each tone and three different hues: every word of theirs is trained on another background."""
+HUES = {
+    "blue": (70, 120, 225),
+    "green": (75, 165, 75),
+    "red": (215, 75, 75),
+    "gray": (135, 135, 135),
+    "yellow": (235, 205, 60),
+    "purple": (150, 80, 200),
+    "turquoise": (60, 190, 190),
+}
+TONES = ("light", "dark", "striped", "dotted")
+HELD_OUT_BACKGROUNDS = ("light green", "dark red", "striped blue", "dotted yellow")
+"""One of each tone, four different hues. The words of each are trained on backgrounds enough to come apart: with two
+others of each hue, trained backgrounds are learned as names of one piece."""
 BACKGROUNDS = tuple(f"{tone} {hue}" for hue in HUES for tone in TONES)
 _ONE_IN = 10
 _QUESTION = "Image caption:"
@@ -261,8 +270,9 @@ def _background(name: str | None, pixels: int, random: Random) -> Image.Image:
     # Lighter or darker as a whole, and only a little of another hue: gray stays gray.
     shift = random.randint(-10, 10)
     base = [level + shift + random.randint(-3, 3) for level in HUES[hue]]
-    if tone == "striped":
-        return _stripes(_mixed(base, 255, 0.15), _mixed(base, 255, 0.6), pixels, random)
+    if tone in ("striped", "dotted"):
+        draw = _stripes if tone == "striped" else _dots
+        return draw(_mixed(base, 255, 0.15), _mixed(base, 255, 0.6), pixels, random)
     color = _mixed(base, 255, 0.55) if tone == "light" else _mixed(base, 0, 0.5)
     return Image.new("RGBA", (pixels, pixels), (*color, 255))
 
@@ -277,6 +287,18 @@ def _stripes(color: tuple[int, int, int], between: tuple[int, int, int], pixels:
     turned = row.resize((side, side)).rotate(random.uniform(0, 180), Image.Resampling.BICUBIC)
     corner = (side - pixels) // 2
     return turned.crop((corner, corner, corner + pixels, corner + pixels))
+
+
+def _dots(color: tuple[int, int, int], between: tuple[int, int, int], pixels: int, random: Random) -> Image.Image:
+    """Discs in rows that stand in each other's gaps, at any offset, one fourteenth to one ninth of the canvas apart."""
+    apart = random.randint(pixels // 14, pixels // 9)
+    left, top = random.randrange(apart), random.randrange(apart)
+    canvas = Image.new("RGBA", (pixels, pixels), (*between, 255))
+    draw = ImageDraw.Draw(canvas)
+    for row, y in enumerate(range(top - apart, pixels + apart, apart)):
+        for x in range(left - apart + row % 2 * apart // 2, pixels + apart, apart):
+            draw.ellipse((x - 0.3 * apart, y - 0.3 * apart, x + 0.3 * apart, y + 0.3 * apart), fill=(*color, 255))
+    return canvas
 
 
 def _mixed(color: Sequence[int], other: int, share: float) -> tuple[int, int, int]:

@@ -34,6 +34,10 @@ METADATA: dict[str, dict[str, Any]] = {
     "bleu": {"by": "pycocoevalcap 1.2", "tokenizer": "plain", "order": 4},
     "exact": {"ignores": "case, articles, punctuation at the ends"},
     "exact_noun": {"means": "the subject's last words are the true noun"},
+    "log_likelihood": {
+        "means": "mean log-probability of the true caption's tokens and its end",
+        "unit": "nats a token",
+    },
     "word_f1": {"means": "F1 of the words in common without articles, best reference"},
 }
 """How each figure came to be; goes into the result beside it."""

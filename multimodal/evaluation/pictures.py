@@ -104,6 +104,27 @@ def captions(assistant: Assistant, images: Sequence[Image], *, batch: int = 64, 
     ]
 
 
+def likelihoods(assistant: Assistant, samples: Sequence[Sample], *, batch: int = 16) -> dict[str, list[float]]:
+    """The true captions' log-probabilities: of their picture (""), of another sample's (wrong_medium), of none.
+
+    In nats a token. A caption whose words were never learned can hardly be said, but it can be found likelier.
+    """
+    wrong = wrong_medium([sample.captions for sample in samples])
+    shown = {
+        "": [[Image(sample.picture)] for sample in samples],
+        "wrong_medium": [[Image(samples[other].picture)] for other in wrong],
+        "no_medium": [[] for _ in samples],
+    }
+    found: dict[str, list[float]] = {}
+    for name, media in shown.items():
+        found[name] = []
+        for start in range(0, len(samples), batch):
+            prompts = [[*one, assistant.caption_prompt] for one in media[start : start + batch]]
+            captions = [sample.caption for sample in samples[start : start + batch]]
+            found[name] += assistant.likelihoods(prompts, captions).tolist()
+    return found
+
+
 def nearest(
     assistant: Assistant, samples: Sequence[Sample], gallery: Sequence[tuple[bytes, str]], cache: FeatureCache
 ) -> list[str]:

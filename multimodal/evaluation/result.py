@@ -13,7 +13,7 @@ from typing import Any
 from multimodal.data.sentences import Slots
 from multimodal.evaluation.bootstrap import DRAWS, difference, interval
 from multimodal.evaluation.captioning import METADATA, References, score_captions
-from multimodal.evaluation.measure import Measure
+from multimodal.evaluation.measure import Measure, mean_of
 from multimodal.evaluation.slots import score_scenes
 from multimodal.training.publication import write_text
 
@@ -122,6 +122,7 @@ def evaluate(
     slots: Sequence[Slots] | None = None,
     controls: Mapping[str, Sequence[str]] | None = None,
     baselines: Mapping[str, Sequence[str]] | None = None,
+    likelihoods: Mapping[str, Sequence[float]] | None = None,
     cost: Mapping[str, float | int] | None = None,
     draws: int = DRAWS,
     seed: int = 0,
@@ -129,22 +130,29 @@ def evaluate(
     """The result of a captioning evaluation from what was said: by the model, by its controls and by its baselines.
 
     All lists are of the same samples in the same order. `controls` holds the answers to `wrong_medium` and `no_medium`,
-    `baselines` those of `nearest_neighbour`. With `nouns` the noun is scored too, with `slots` the slots of scenes.
+    `baselines` those of `nearest_neighbour`. With `nouns` the noun is scored too, with `slots` the slots of scenes;
+    `likelihoods` holds the true captions' log-probabilities, ours by the name "" and each control's by its own.
     """
 
-    def scored(answers: Sequence[str]) -> dict[str, Measure]:
+    def scored(answers: Sequence[str], name: str = "") -> dict[str, Measure]:
         measures = score_captions(answers, references, nouns)
-        return measures if slots is None else {**measures, **score_scenes(answers, slots)}
+        if slots is not None:
+            measures |= score_scenes(answers, slots)
+        if likelihoods is not None and name in likelihoods:
+            measures["log_likelihood"] = mean_of(likelihoods[name])
+        return measures
 
+    left_out = {"exact_noun"} if nouns is None else set()
+    left_out |= {"log_likelihood"} if likelihoods is None else set()
     return measured(
         task,
         scored(predictions),
         data=data,
         command=command,
-        controls={name: scored(answers) for name, answers in (controls or {}).items()},
-        baselines={name: scored(answers) for name, answers in (baselines or {}).items()},
+        controls={name: scored(answers, name) for name, answers in (controls or {}).items()},
+        baselines={name: scored(answers, name) for name, answers in (baselines or {}).items()},
         cost=cost,
-        metadata={name: how for name, how in METADATA.items() if name != "exact_noun" or nouns is not None},
+        metadata={name: how for name, how in METADATA.items() if name not in left_out},
         draws=draws,
         seed=seed,
     )

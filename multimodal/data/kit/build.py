@@ -22,7 +22,7 @@ from multimodal.data.sentences import singular
 from multimodal.data.shards import write_shard
 from multimodal.data.tar_index import index_path
 
-FORMAT, SCENE_FORMAT = 3, 2
+FORMAT, SCENE_FORMAT = 3, 3
 """Count up when the same packages give other shards."""
 PIXELS = 256
 SCENES = {

@@ -39,7 +39,7 @@ def sprites():
 def things_in(picture: Image.Image) -> list[tuple[float, float, int, int]]:
     """Centre (x, y) and sides of each block in the picture."""
     pixels = np.asarray(picture).astype(int)
-    inside = (pixels[..., 0] > 150) & (pixels[..., 1] < 90) & (pixels[..., 2] > 150)
+    inside = (pixels[..., 0] > 200) & (pixels[..., 1] < 90) & (pixels[..., 2] > 200)
     found = []
     while inside.any():
         y, x = np.argwhere(inside)[0]
