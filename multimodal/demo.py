@@ -44,6 +44,5 @@ def main(words: Sequence[str]) -> int:
 def _run(words: Sequence[str]) -> bool:
     """Runs Python with these words as a user would, shown first; whether it went well."""
     print(f"\n$ python {' '.join(words)}", flush=True)
-    # Threads that wait must sleep: where they spin, one busy neighbour on the machine makes a step ten times as slow.
-    environment = {"OMP_WAIT_POLICY": "passive", **os.environ, "TOKENIZERS_PARALLELISM": "false"}
+    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
     return subprocess.run([sys.executable, *words], check=False, env=environment).returncode == 0

@@ -69,8 +69,8 @@ def relufy(text: TextBackbone, tokens: Tensor, c: Config) -> tuple[TextBackbone,
     with torch.random.fork_rng():
         torch.manual_seed(c.seed)
         student = TextBackbone(dataclasses.replace(config, feed_forward=hidden, squared_relu=True))
-    names = {name: weight for name, weight in text.state_dict().items() if ".mlp." not in name}
-    student.load_state_dict(names, strict=False)
+    kept = {name: weight for name, weight in text.state_dict().items() if ".mlp." not in name}
+    student.load_state_dict(kept, strict=False)
     student.to(next(text.parameters()).dtype).eval().requires_grad_(False)
     layers = []
     for layer in range(config.layers):
