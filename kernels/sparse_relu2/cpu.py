@@ -13,9 +13,9 @@ from kernels.library import INTEGER, POINTER, SETS, SIZE, addresses, declared, p
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 
-DENSE_ABOVE = 0.3
-"""Density of activations above which the dense product is taken. A cautious bar, from a prototype that was 2.5 times as
-fast as dense at a density of 0.2; benchmarks/sparse_relu2.py shows where this machine breaks even."""
+DENSE_ABOVE = 0.9
+"""Density of activations above which all rows are read in their order. Measured (benchmarks/sparse_relu2.py): skipping
+pays, if little, up to a density of 1; from here on it saves less than a tenth of the rows."""
 
 
 def compress(x: Tensor, activation: str | None) -> tuple[Tensor, Tensor]:
@@ -54,9 +54,11 @@ def skip_rows(h: Tensor, down: Tensor, activation: str | None, instructions: str
         at = addresses(places, values)
         n = library.sparse_relu2_nonzeros(wide[b].data_ptr(), *at, F, int(activation == "relu2"))
         if n > DENSE_ABOVE * F:
-            row = wide[b].relu().square() if activation == "relu2" else wide[b]
-            out[b] = row.to(weight.dtype) @ weight
-            continue
+            # All rows in their order, by the same loop: PyTorch's product of a vector with a matrix that is stored this
+            # way took 40 times as long in bfloat16, where a processor has no instructions for it.
+            places, n = torch.arange(F, dtype=torch.int32), F
+            values = wide[b].relu().square() if activation == "relu2" else wide[b].clone()
+            at = addresses(places, values)
         library.sparse_relu2_skip_rows(
             *(*at, n, weight.data_ptr(), out[b].data_ptr(), D, int(weight.dtype == torch.bfloat16)),
             *(torch.get_num_threads(), SETS[instructions]),
